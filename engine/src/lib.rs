@@ -1,0 +1,10 @@
+//! The engine of pgcairn.
+pub mod cluster;
+pub mod codec;
+pub mod dedup;
+pub mod ids;
+pub mod monitor;
+pub mod pack;
+pub mod repository;
+pub mod storage;
+pub mod wal_name;

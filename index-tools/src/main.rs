@@ -1,0 +1,2 @@
+//! (follows)
+fn main() {}
