@@ -77,17 +77,21 @@ impl Faulty {
 
 impl Storage for Faulty {
     fn put(&self, key: &Key, body: &[u8]) -> Result<()> {
-        self.call(&Call::new(Verb::Put, key, body.len()), "put", || {
-            self.inner.put(key, body)
-        })
+        self.call(
+            &Call::new(Verb::Put, key.as_str(), body.len()),
+            "put",
+            || self.inner.put(key, body),
+        )
     }
 
     fn get(&self, key: &Key) -> Result<Vec<u8>> {
-        self.call(&Call::new(Verb::Get, key, 0), "get", || self.inner.get(key))
+        self.call(&Call::new(Verb::Get, key.as_str(), 0), "get", || {
+            self.inner.get(key)
+        })
     }
 
     fn get_range(&self, key: &Key, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        let call = Call::new(Verb::GetRange, key, buffer.len());
+        let call = Call::new(Verb::GetRange, key.as_str(), buffer.len());
         self.call(&call, "get a range of", || {
             self.inner.get_range(key, offset, buffer)
         })
@@ -100,7 +104,7 @@ impl Storage for Faulty {
     }
 
     fn delete(&self, key: &Key) -> Result<()> {
-        self.call(&Call::new(Verb::Delete, key, 0), "delete", || {
+        self.call(&Call::new(Verb::Delete, key.as_str(), 0), "delete", || {
             self.inner.delete(key)
         })
     }

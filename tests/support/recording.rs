@@ -34,10 +34,10 @@ pub struct Call {
 
 impl Call {
     /// A call of `verb`.
-    pub fn new(verb: Verb, key: impl ToString, bytes: usize) -> Self {
+    pub fn new(verb: Verb, key: &str, bytes: usize) -> Self {
         Call {
             verb,
-            key: key.to_string(),
+            key: key.to_owned(),
             bytes: bytes as u64,
         }
     }
@@ -67,7 +67,7 @@ impl Recording {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn note(&self, verb: Verb, key: impl ToString, bytes: usize) {
+    fn note(&self, verb: Verb, key: &str, bytes: usize) {
         self.calls().push(Call::new(verb, key, bytes));
     }
 }
@@ -75,19 +75,19 @@ impl Recording {
 impl Storage for Recording {
     fn put(&self, key: &Key, body: &[u8]) -> Result<()> {
         let answer = self.inner.put(key, body);
-        self.note(Verb::Put, key, body.len());
+        self.note(Verb::Put, key.as_str(), body.len());
         answer
     }
 
     fn get(&self, key: &Key) -> Result<Vec<u8>> {
         let answer = self.inner.get(key);
-        self.note(Verb::Get, key, answer.as_ref().map_or(0, Vec::len));
+        self.note(Verb::Get, key.as_str(), answer.as_ref().map_or(0, Vec::len));
         answer
     }
 
     fn get_range(&self, key: &Key, offset: u64, buffer: &mut [u8]) -> Result<()> {
         let answer = self.inner.get_range(key, offset, buffer);
-        self.note(Verb::GetRange, key, buffer.len());
+        self.note(Verb::GetRange, key.as_str(), buffer.len());
         answer
     }
 
@@ -99,7 +99,7 @@ impl Storage for Recording {
 
     fn delete(&self, key: &Key) -> Result<()> {
         let answer = self.inner.delete(key);
-        self.note(Verb::Delete, key, 0);
+        self.note(Verb::Delete, key.as_str(), 0);
         answer
     }
 

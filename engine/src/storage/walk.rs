@@ -79,13 +79,10 @@ impl Walk<'_> {
         Ok(names)
     }
 
+    /// Whether an object, or one in a directory, matches and sorts after what is passed over.
     fn may_match(&self, name: &str) -> bool {
-        if name.ends_with('/') {
-            let passed_over = name < self.after && !self.after.starts_with(name);
-            !passed_over && (name.starts_with(self.prefix) || self.prefix.starts_with(name))
-        } else {
-            name > self.after && name.starts_with(self.prefix)
-        }
+        let holds_after = name.ends_with('/') && self.after.starts_with(name);
+        name.starts_with(self.prefix) && (name > self.after || holds_after)
     }
 
     /// The line of a file; none if it has just vanished or is no plain file.
