@@ -12,7 +12,7 @@ use crate::codec::{self, RecordKind};
 use crate::ids::PackId;
 use crate::repository::layout;
 use crate::repository::{
-    Error, Repository, Result, get_record, list_after, open_record, seal_record, storage_failed,
+    Error, Repository, Result, list_after, open_record, seal_record, storage_failed,
 };
 use crate::storage::ErrorKind;
 use crate::wal_name::Timeline;
@@ -164,18 +164,16 @@ pub fn append(repository: &Repository, state: &mut GcState, record: GcRecord) ->
     Ok(true)
 }
 
-/// Whether the log still has the record that a cache was bound to: its number and checksum.
-pub fn has(repository: &Repository, number: u64, checksum: [u8; 16]) -> Result<bool> {
-    if number == 0 {
-        return Ok(true);
-    }
+/// The checksum of a record; `None` if the log has no such record. A cache that was bound to another checksum follows
+/// another line of the repository.
+pub fn checksum(repository: &Repository, number: u64) -> Result<Option<[u8; 16]>> {
     let key = layout::gc(number);
     match repository.storage.get(&key) {
         Ok(bytes) => {
             open_record::<Chained>(repository, &key, RecordKind::GcRecord, &bytes)?;
-            Ok(codec::envelope_checksum(&bytes) == Some(checksum))
+            Ok(codec::envelope_checksum(&bytes))
         }
-        Err(error) if error.kind == ErrorKind::NotFound => Ok(false),
+        Err(error) if error.kind == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(storage_failed(error)),
     }
 }
@@ -212,12 +210,6 @@ fn advance(state: &mut GcState, checksum: [u8; 16], record: GcRecord) -> Result<
     }
     (state.newest, state.checksum, state.last) = (number, checksum, Some(record));
     Ok(())
-}
-
-/// The record of a number, for those who ask about the past.
-pub fn get(repository: &Repository, number: u64) -> Result<GcRecord> {
-    get_record::<Chained>(repository, &layout::gc(number), RecordKind::GcRecord)
-        .map(|chained| chained.record)
 }
 
 #[cfg(test)]
@@ -263,14 +255,10 @@ mod tests {
         );
         assert_eq!(read(&repository).unwrap(), state);
         assert_eq!((state.newest, state.tombstones), (2, 3));
-        assert!(
-            has(&repository, 2, state.checksum).unwrap() && has(&repository, 0, [0; 16]).unwrap()
-        );
-        assert!(
-            !has(&repository, 1, state.checksum).unwrap()
-                && !has(&repository, 3, state.checksum).unwrap()
-        );
-        assert_eq!(get(&repository, 2).unwrap(), sweep(&[pack(1)], 1));
+        assert_eq!(checksum(&repository, 2).unwrap(), Some(state.checksum));
+        assert_ne!(checksum(&repository, 1).unwrap(), Some(state.checksum));
+        assert_eq!(checksum(&repository, 3).unwrap(), None);
+        assert_eq!(state.last, Some(sweep(&[pack(1)], 1)));
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub const RUNS_PREFIX: &str = "runs/";
 /// Copies found damaged are named below this.
 pub const QUARANTINE_PREFIX: &str = "quarantine/";
 /// The scope of index segments that belong to no stanza: those of prune, merge and rebuild.
-pub const SHARED_SCOPE: &str = "_";
+pub const MAINTENANCE_SCOPE: &str = "_";
 
 /// Which packs: they are kept apart because restores list and fetch the two at different times.
 #[derive(
@@ -99,7 +99,7 @@ pub fn parse_pack(key: &str) -> Option<(PackClass, PackId)> {
     (pack(class, id).as_str() == key).then_some((class, id))
 }
 
-/// An index segment; `scope` is a stanza, or [`SHARED_SCOPE`].
+/// An index segment; `scope` is a stanza, or [`MAINTENANCE_SCOPE`].
 pub fn index_segment(scope: &str, run: RunId, n: u32) -> Result<Key> {
     Ok(built(format!(
         "{}{run}-{n:010}",
@@ -111,7 +111,7 @@ pub fn index_segment(scope: &str, run: RunId, n: u32) -> Result<Key> {
 pub fn index_prefix(scope: Option<&str>) -> Result<String> {
     match scope {
         None => Ok("index/".to_owned()),
-        Some(SHARED_SCOPE) => Ok(format!("index/{SHARED_SCOPE}/")),
+        Some(MAINTENANCE_SCOPE) => Ok(format!("index/{MAINTENANCE_SCOPE}/")),
         Some(stanza) => check_stanza_name(stanza).map(|()| format!("index/{stanza}/")),
     }
 }

@@ -48,7 +48,7 @@ pub struct Fact {
     pub raw_bytes: u32,
 }
 
-/// Puts a run's `n`-th segment; `scope` is a stanza or [`layout::SHARED_SCOPE`]. The key it now has is returned.
+/// Puts a run's `n`-th segment; `scope` is a stanza or [`layout::MAINTENANCE_SCOPE`]. The key it now has is returned.
 pub fn put(
     repository: &Repository,
     scope: &str,

@@ -180,7 +180,7 @@ fn segments_are_listed_by_scope() {
         replaces: vec!["index/main/x".into()],
     };
     let key = segment::put(&repository, "main", RUN, 7, &put).unwrap();
-    segment::put(&repository, layout::SHARED_SCOPE, RUN, 0, &put).unwrap();
+    segment::put(&repository, layout::MAINTENANCE_SCOPE, RUN, 0, &put).unwrap();
     assert_eq!(
         segment::list(&repository, Some("main")).unwrap(),
         [key.clone()]
@@ -339,4 +339,42 @@ fn quarantine_is_read_from_its_keys() {
             .collect::<Vec<_>>(),
         [copy]
     );
+}
+
+/// The bytes that `docs/format.md` shows, and explains line by line.
+fn worked_example() -> Vec<u8> {
+    let text = include_str!("../../docs/format.md");
+    let block = text
+        .split("```hex\n")
+        .nth(1)
+        .and_then(|rest| rest.split("```").next())
+        .unwrap();
+    let digits: String = block
+        .lines()
+        .flat_map(|line| line.split("  ").next())
+        .collect();
+    let digits: Vec<u8> = digits.bytes().filter(u8::is_ascii_hexdigit).collect();
+    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
+    digits.chunks_exact(2).map(byte).collect()
+}
+
+#[test]
+fn the_worked_example_of_the_format_is_what_is_written_and_read() {
+    let id = "000102030405060708090a0b0c0d0e0f".parse().unwrap();
+    let record = stanza::StanzaRecord::Epoch {
+        system_id: 7_432_109_876_543_210_987,
+        version: 15,
+    };
+    let key = layout::stanza("main", 1).unwrap();
+    let sealed = codec::seal(RecordKind::Stanza, id, key.as_str(), &record).unwrap();
+    let shown: String = sealed.iter().map(|byte| format!("{byte:02x} ")).collect();
+    assert_eq!(worked_example(), sealed, "written: {shown}");
+    let (_, read): (_, stanza::StanzaRecord) = codec::open(
+        RecordKind::Stanza,
+        Some(id),
+        key.as_str(),
+        &worked_example(),
+    )
+    .unwrap();
+    assert_eq!(read, record);
 }

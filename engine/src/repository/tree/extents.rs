@@ -152,15 +152,15 @@ mod tests {
             at: prop::sample::Index,
             bits in 1u8..,
         ) {
-            let _ = decode_extent_node(&noise);
+            drop(decode_extent_node(&noise));
             let mut bytes = encode_extent_node(&[]);
             bytes.extend_from_slice(&noise);
-            let _ = decode_extent_node(&bytes);
+            drop(decode_extent_node(&bytes));
             let mut bytes = encode_extent_node(&extents);
             let at = at.index(bytes.len());
             bytes[at] ^= bits;
-            let _ = decode_extent_node(&bytes);
-            let _ = decode_extent_node(&bytes[..at]);
+            drop(decode_extent_node(&bytes));
+            drop(decode_extent_node(&bytes[..at]));
         }
     }
 

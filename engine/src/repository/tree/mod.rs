@@ -15,10 +15,12 @@ use crate::ids::{ChunkId, Extent};
 mod bytes;
 mod extents;
 mod node;
+mod page_list;
 mod writer;
 
 pub use extents::{decode_extent_node, encode_extent_node};
 pub use node::decode_node;
+pub use page_list::{ListedPage, decode_page_list, encode_page_list};
 pub use writer::{Sink, TreeWriter};
 
 /// No node is larger.

@@ -35,6 +35,7 @@ pub(crate) enum NodeKind {
     Leaf = 1,
     Inner = 2,
     Extents = 3,
+    PageList = 4,
 }
 
 /// The node in these bytes.
@@ -46,7 +47,7 @@ pub fn decode_node(bytes: &[u8]) -> Result<Node, TreeError> {
     let node = match read_header(&mut reader)? {
         NodeKind::Leaf => Node::Leaf(read_leaf(&mut reader)?),
         NodeKind::Inner => Node::Inner(read_inner(&mut reader)?),
-        NodeKind::Extents => return Err(TreeError::WrongKind(NodeKind::Extents as u8)),
+        other => return Err(TreeError::WrongKind(other as u8)),
     };
     reader.end()?;
     Ok(node)
@@ -74,6 +75,7 @@ pub(crate) fn read_header(reader: &mut Reader<'_>) -> Result<NodeKind, TreeError
         1 => Ok(NodeKind::Leaf),
         2 => Ok(NodeKind::Inner),
         3 => Ok(NodeKind::Extents),
+        4 => Ok(NodeKind::PageList),
         other => Err(TreeError::WrongKind(other)),
     }
 }

@@ -78,8 +78,8 @@ impl TreeWriter {
     }
 
     /// Adds an entry; its path must come after that of the one before. Nodes that are complete go into `sink`.
-    pub fn push<E: From<TreeError>>(&mut self, entry: Entry, sink: Sink<'_, E>) -> Result<(), E> {
-        check_entry(&entry)?;
+    pub fn push<E: From<TreeError>>(&mut self, entry: &Entry, sink: Sink<'_, E>) -> Result<(), E> {
+        check_entry(entry)?;
         if self
             .last_path
             .as_ref()
@@ -89,15 +89,15 @@ impl TreeWriter {
                 path: shown(&entry.path),
             }));
         }
-        if !self.append(&entry) {
+        if !self.append(entry) {
             self.end_leaf(sink)?;
-            self.append(&entry);
+            self.append(entry);
         }
         if self.leaf_bytes() > LARGEST_NODE - FRAME {
             return Err(E::from(TreeError::TooLarge));
         }
         let ends = self.leaf_bytes() >= SMALLEST && ends_node(&entry.path);
-        self.last_path = Some(entry.path);
+        self.last_path = Some(entry.path.clone());
         if ends {
             self.end_leaf(sink)?;
         }
