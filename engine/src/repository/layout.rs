@@ -23,6 +23,8 @@ pub const GC_PREFIX: &str = "gc/";
 pub const RUNS_PREFIX: &str = "runs/";
 /// Copies found damaged are named below this.
 pub const QUARANTINE_PREFIX: &str = "quarantine/";
+/// What the key of a gap record has behind the name of a segment.
+const GAP_SUFFIX: &str = ".gap";
 /// The scope of index segments that belong to no stanza: those of prune, merge and rebuild.
 pub const MAINTENANCE_SCOPE: &str = "_";
 
@@ -221,7 +223,12 @@ pub fn wal(stanza: &str, epoch: &str, name: &str) -> Result<Key> {
 
 /// The record of a gap in the WAL archive that ends with segment `last`.
 pub fn wal_gap(stanza: &str, epoch: &str, last: &str) -> Result<Key> {
-    Ok(built(format!("{}.gap", wal(stanza, epoch, last)?)))
+    Ok(built(format!("{}{GAP_SUFFIX}", wal(stanza, epoch, last)?)))
+}
+
+/// Whether a key is that of a gap record.
+pub fn is_wal_gap(key: &Key) -> bool {
+    key.as_str().strip_suffix(GAP_SUFFIX).is_some()
 }
 
 /// All WAL files of an epoch.

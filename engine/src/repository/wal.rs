@@ -139,10 +139,7 @@ pub fn gap_covering(
             .storage
             .list(&prefix, Some(from.as_str()), MANY)
             .map_err(storage_failed)?;
-        for object in page
-            .iter()
-            .filter(|object| object.key.as_str().ends_with(".gap"))
-        {
+        if let Some(object) = page.iter().find(|object| layout::is_wal_gap(&object.key)) {
             let gap: WalGap = get_record(repository, &object.key, RecordKind::WalGap)?;
             return Ok((gap.first.as_str() <= name).then_some(gap));
         }

@@ -46,9 +46,9 @@ pub fn decode_extent_node(bytes: &[u8]) -> Result<Vec<Extent>, TreeError> {
 /// Appends a list.
 pub(crate) fn put_extents(out: &mut Vec<u8>, extents: &[Extent]) {
     put_varint(out, extents.len() as u64);
-    extents
-        .iter()
-        .for_each(|extent| put_varint(out, u64::from(extent.length)));
+    for extent in extents {
+        put_varint(out, u64::from(extent.length));
+    }
     out.extend(extents.iter().map(|extent| kind_code(extent.parts)));
     let mut places: HashMap<ChunkId, u64> = HashMap::with_capacity(extents.len());
     let mut table = Vec::with_capacity(extents.len() * 32);
@@ -127,6 +127,7 @@ fn parts_of(code: u8) -> Result<Parts, TreeError> {
 }
 
 #[cfg(test)]
+#[expect(clippy::indexing_slicing, reason = "a test may panic")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -279,4 +279,5 @@ fn shown(path: &[u8]) -> String {
 }
 
 #[cfg(test)]
+#[expect(clippy::indexing_slicing, reason = "a test may panic")]
 mod tests;

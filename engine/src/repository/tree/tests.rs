@@ -63,9 +63,9 @@ fn read(root: ChunkId, nodes: &Nodes) -> (Vec<Entry>, NodeSums) {
     match decode_node(&nodes[&root]).unwrap() {
         Node::Leaf(entries) => {
             let mut sums = NodeSums::default();
-            entries
-                .iter()
-                .for_each(|entry| sums.add(NodeSums::of(entry)));
+            for entry in &entries {
+                sums.add(NodeSums::of(entry));
+            }
             (entries, sums)
         }
         Node::Inner(children) => {
@@ -98,6 +98,25 @@ fn a_tree_comes_back_as_it_was_with_its_sums() {
         assert_eq!(read(root, &nodes), (entries, sums));
         assert_eq!(sums.entries, u64::from(count));
         assert!(count < 5000 || leaves(&nodes).len() > 5);
+    }
+}
+
+#[test]
+fn a_tree_of_several_levels_comes_back_and_ends_in_one_root() {
+    // Long paths that differ in front, so that few children fill an inner node.
+    let entries: Vec<Entry> = (0..3000)
+        .map(|n| file(&format!("{n:06}{}", "x".repeat(12_000))))
+        .collect();
+    for count in [1, 2, 21, 22, 3000] {
+        let entries = &entries[..count];
+        let (root, sums, nodes) = write(entries);
+        assert_eq!(read(root, &nodes), (entries.to_vec(), sums));
+        let (mut depth, mut at) = (0, root);
+        while let Node::Inner(children) = decode_node(&nodes[&at]).unwrap() {
+            assert!(depth > 0 || children.len() > 1, "a root with one child");
+            (depth, at) = (depth + 1, children[0].id);
+        }
+        assert!(count < 3000 || depth >= 2, "{depth}");
     }
 }
 
