@@ -404,3 +404,6 @@ fn source(path: Vec<u8>, location: PathBuf, kind: SourceKind, metadata: &Metadat
         relation: None,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -80,7 +80,8 @@ pub fn check(page: &[u8], block: u32) -> Verdict {
             Verdict::Bad { lsn }
         };
     }
-    if page.len() % ROW_BYTES == 0 && checksum(page, block) == u16::from_le_bytes([c0, c1]) {
+    if page.len().is_multiple_of(ROW_BYTES) && checksum(page, block) == u16::from_le_bytes([c0, c1])
+    {
         Verdict::Good
     } else {
         Verdict::Bad { lsn }

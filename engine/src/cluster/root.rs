@@ -276,13 +276,9 @@ impl Root {
 
     /// Opens the directory that holds `path`; answers it and the last component.
     fn open_parent<'p>(&self, path: &'p [u8]) -> rustix::io::Result<(OwnedFd, &'p [u8])> {
-        let (parent, name): (&[u8], &[u8]) = match path.iter().rposition(|c| *c == b'/') {
-            _ if path.is_empty() => (b"", b"."),
-            None => (b"", path),
-            Some(slash) => path
-                .split_at_checked(slash)
-                .map_or((path, b""), |(parent, rest)| (parent, &rest[1..])),
-        };
+        let mut parts = path.rsplitn(2, |c| *c == b'/');
+        let name = parts.next().filter(|name| !name.is_empty()).unwrap_or(b".");
+        let parent = parts.next().unwrap_or_default();
         if !is_beneath(path) {
             return Err(Errno::INVAL);
         }
@@ -293,7 +289,7 @@ impl Root {
     }
 
     fn open_beneath(&self, path: &[u8], flags: OFlags, mode: Mode) -> rustix::io::Result<OwnedFd> {
-        let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let flags = flags | OFlags::CLOEXEC;
         if !is_beneath(path) {
             return Err(Errno::INVAL);
         }
@@ -301,7 +297,7 @@ impl Root {
         if self.has_openat2 {
             return openat2(self.directory.as_fd(), path, flags, mode);
         }
-        open_by_components(self.directory.as_fd(), path, flags, mode)
+        open_by_components(self.directory.as_fd(), path, flags | OFlags::NOFOLLOW, mode)
     }
 }
 
@@ -311,6 +307,7 @@ fn is_beneath(path: &[u8]) -> bool {
     path.is_empty() || path.split(|c| *c == b'/').all(sound)
 }
 
+// No NOFOLLOW here: with it, a link at the end would be opened (PATH) or be called no directory, instead of refused.
 fn openat2(
     directory: BorrowedFd<'_>,
     path: &[u8],
@@ -339,10 +336,22 @@ fn open_by_components(
     loop {
         let directory = held.as_ref().map_or(start, AsFd::as_fd);
         let part = parts.next().ok_or(Errno::INVAL)?;
-        if parts.peek().is_none() {
-            return rustix::fs::openat(directory, part, flags, mode);
+        let is_last = parts.peek().is_none();
+        let (flags, mode) = if is_last {
+            (flags, mode)
+        } else {
+            (step, Mode::empty())
+        };
+        let opened = rustix::fs::openat(directory, part, flags, mode).map_err(|errno| {
+            // As openat2 does, tell a link from a file where a directory is wanted.
+            let found = rustix::fs::statat(directory, part, AtFlags::SYMLINK_NOFOLLOW);
+            let is_link = found.is_ok_and(|found| facts(&found).kind == Kind::Link);
+            if is_link { Errno::LOOP } else { errno }
+        })?;
+        if is_last {
+            return Ok(opened);
         }
-        held = Some(rustix::fs::openat(directory, part, step, Mode::empty())?);
+        held = Some(opened);
     }
 }
 

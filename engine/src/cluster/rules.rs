@@ -102,11 +102,10 @@ pub fn verdict(place: Place, name: &[u8], options: &WalkOptions) -> Verdict {
         Place::Tablespace if name == tablespace_directory(options).as_bytes() => {
             Verdict::Take(Place::Databases)
         }
-        Place::Tablespace | Place::Empty => Verdict::Skip,
         Place::Wal if !options.online => Verdict::Take(Place::Other),
         Place::Wal if name == b"archive_status" => Verdict::Take(Place::Empty),
         Place::Wal if name == b"summaries" && options.version >= 17 => Verdict::Take(Place::Empty),
-        Place::Wal => Verdict::Skip,
+        Place::Tablespace | Place::Wal | Place::Empty => Verdict::Skip,
         Place::Databases | Place::Tablespaces | Place::Other => Verdict::Take(Place::Other),
     }
 }
