@@ -274,6 +274,7 @@ fn put(bytes: &mut [u8], offset: usize, field: &[u8]) {
 }
 
 #[cfg(test)]
+#[expect(clippy::indexing_slicing, reason = "a test may panic")]
 mod tests {
     use super::*;
 

@@ -127,6 +127,7 @@ fn mix(sums: &mut [u32; LANES], words: &[u32; LANES]) {
 }
 
 #[cfg(test)]
+#[expect(clippy::indexing_slicing, reason = "a test may panic")]
 mod tests {
     use super::*;
 

@@ -100,7 +100,7 @@ impl Root {
         }
     }
 
-    /// Makes a directory; one that is there already is left as it is.
+    /// Makes a directory, with `mode` less the process's umask; one that is there already is left as it is.
     pub fn create_dir(&self, path: &[u8], mode: u32) -> Result<()> {
         let (parent, name) = self.parent("make directory", path)?;
         match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(mode)) {
