@@ -133,12 +133,19 @@ pub struct Namer {
 impl Namer {
     /// The namer of a repository without encryption.
     pub fn plain() -> Self {
-        Namer { data: blake3::Hasher::new_derive_key(DATA_CONTEXT), node: blake3::Hasher::new_derive_key(NODE_CONTEXT) }
+        Namer {
+            data: blake3::Hasher::new_derive_key(DATA_CONTEXT),
+            node: blake3::Hasher::new_derive_key(NODE_CONTEXT),
+        }
     }
 
     /// The id of `bytes` as a chunk of `kind`. WAL pieces are named as data.
     pub fn name(&self, kind: BlobKind, bytes: &[u8]) -> ChunkId {
-        let state = if kind == BlobKind::Node { &self.node } else { &self.data };
+        let state = if kind == BlobKind::Node {
+            &self.node
+        } else {
+            &self.data
+        };
         let mut hasher = state.clone();
         hasher.update(bytes);
         ChunkId(*hasher.finalize().as_bytes())
@@ -227,7 +234,10 @@ fn random_bits() -> Result<[u8; 16], getrandom::Error> {
 }
 
 fn parse_hex<const N: usize>(text: &str) -> Result<[u8; N], BadId> {
-    let bad = || BadId { text: text.chars().take(80).collect(), expected: N * 2 };
+    let bad = || BadId {
+        text: text.chars().take(80).collect(),
+        expected: N * 2,
+    };
     let digits = text.as_bytes();
     if digits.len() != N * 2 {
         return Err(bad());
@@ -239,7 +249,10 @@ fn parse_hex<const N: usize>(text: &str) -> Result<[u8; N], BadId> {
             b'a'..=b'f' => Some(digit - b'a' + 10),
             _ => None,
         };
-        *byte = value(pair[0]).zip(value(pair[1])).map(|(high, low)| high << 4 | low).ok_or_else(bad)?;
+        *byte = value(pair[0])
+            .zip(value(pair[1]))
+            .map(|(high, low)| high << 4 | low)
+            .ok_or_else(bad)?;
     }
     Ok(bytes)
 }
@@ -263,6 +276,14 @@ mod tests {
         let data = namer.name(BlobKind::Data, b"pgcairn");
         let node = namer.name(BlobKind::Node, b"pgcairn");
         assert_ne!(data, node);
-        assert_eq!(data, ChunkId(*blake3::Hasher::new_derive_key(DATA_CONTEXT).update(b"pgcairn").finalize().as_bytes()));
+        assert_eq!(
+            data,
+            ChunkId(
+                *blake3::Hasher::new_derive_key(DATA_CONTEXT)
+                    .update(b"pgcairn")
+                    .finalize()
+                    .as_bytes()
+            )
+        );
     }
 }

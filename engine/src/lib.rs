@@ -1,4 +1,5 @@
 //! The engine of pgcairn.
+pub mod actions;
 pub mod cluster;
 pub mod codec;
 pub mod dedup;

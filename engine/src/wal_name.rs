@@ -14,7 +14,9 @@ use serde::{Deserialize, Serialize};
 pub struct BadName(pub String, pub &'static str);
 
 /// A position in the write-ahead log, in bytes; printed as PostgreSQL does (`16/B374D848`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
 pub struct Lsn(pub u64);
 
 impl fmt::Display for Lsn {
@@ -28,7 +30,9 @@ impl FromStr for Lsn {
 
     fn from_str(text: &str) -> Result<Self, BadName> {
         let half = |digits: &str| {
-            let hex = !digits.is_empty() && digits.len() <= 8 && digits.bytes().all(|b| b.is_ascii_hexdigit());
+            let hex = !digits.is_empty()
+                && digits.len() <= 8
+                && digits.bytes().all(|b| b.is_ascii_hexdigit());
             hex.then(|| u64::from_str_radix(digits, 16).ok()).flatten()
         };
         text.split_once('/')
@@ -59,18 +63,29 @@ pub struct Segment {
 impl Segment {
     /// The segment that holds the byte at `lsn`.
     pub fn holding(timeline: Timeline, lsn: Lsn, segment_bytes: u32) -> Self {
-        Segment { timeline, number: lsn.0 / u64::from(segment_bytes) }
+        Segment {
+            timeline,
+            number: lsn.0 / u64::from(segment_bytes),
+        }
     }
 
     /// The segment that holds the byte before `lsn`: what `pg_walfile_name` answers at a segment boundary.
     pub fn holding_end(timeline: Timeline, lsn: Lsn, segment_bytes: u32) -> Self {
-        Segment { timeline, number: lsn.0.saturating_sub(1) / u64::from(segment_bytes) }
+        Segment {
+            timeline,
+            number: lsn.0.saturating_sub(1) / u64::from(segment_bytes),
+        }
     }
 
     /// Its file name: 24 hex digits.
     pub fn file_name(self, segment_bytes: u32) -> String {
         let per_log = (1u64 << 32) / u64::from(segment_bytes);
-        format!("{}{:08X}{:08X}", self.timeline, self.number / per_log, self.number % per_log)
+        format!(
+            "{}{:08X}{:08X}",
+            self.timeline,
+            self.number / per_log,
+            self.number % per_log
+        )
     }
 
     /// The segment with this file name.
@@ -81,12 +96,19 @@ impl Segment {
         if !is_upper_hex(name, 24) {
             return Err(bad());
         }
-        let (timeline, log, low) = field(0).zip(field(8)).zip(field(16)).map(|((a, b), c)| (a, b, c)).ok_or_else(bad)?;
+        let (timeline, log, low) = field(0)
+            .zip(field(8))
+            .zip(field(16))
+            .map(|((a, b), c)| (a, b, c))
+            .ok_or_else(bad)?;
         if low >= per_log {
             return Err(bad());
         }
         let timeline = Timeline(u32::try_from(timeline).map_err(|_| bad())?);
-        Ok(Segment { timeline, number: log * per_log + low })
+        Ok(Segment {
+            timeline,
+            number: log * per_log + low,
+        })
     }
 }
 
@@ -124,7 +146,10 @@ impl WalFile {
 }
 
 fn is_upper_hex(text: &str, length: usize) -> bool {
-    text.len() == length && text.bytes().all(|b| b.is_ascii_digit() || (b'A'..=b'F').contains(&b))
+    text.len() == length
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_digit() || (b'A'..=b'F').contains(&b))
 }
 
 #[cfg(test)]
@@ -145,7 +170,10 @@ mod tests {
             assert_eq!(segment.file_name(segment_bytes), name);
             assert_eq!(Segment::parse(name, segment_bytes), Ok(segment));
         }
-        assert!(Segment::parse("000000010000000000000100", 16 * MIB).is_err(), "256 segments of 16 MiB make a log");
+        assert!(
+            Segment::parse("000000010000000000000100", 16 * MIB).is_err(),
+            "256 segments of 16 MiB make a log"
+        );
     }
 
     #[test]
@@ -160,7 +188,10 @@ mod tests {
             ("000000010000000000000003", Some(WalFile::Segment)),
             ("000000010000000000000003.partial", Some(WalFile::Partial)),
             ("00000002.history", Some(WalFile::History)),
-            ("000000010000000000000003.00000028.backup", Some(WalFile::BackupHistory)),
+            (
+                "000000010000000000000003.00000028.backup",
+                Some(WalFile::BackupHistory),
+            ),
             ("00000001000000000000000g", None),
             ("../00000001000000000000", None),
             ("RECOVERYXLOG", None),
@@ -173,6 +204,10 @@ mod tests {
     fn positions_print_and_parse_as_postgresql_does() {
         assert_eq!("16/B374D848".parse(), Ok(Lsn(0x16_b374_d848)));
         assert_eq!(Lsn(0x16_0000_0028).to_string(), "16/28");
-        assert!("16".parse::<Lsn>().is_err() && "/1".parse::<Lsn>().is_err() && "1/123456789".parse::<Lsn>().is_err());
+        assert!(
+            "16".parse::<Lsn>().is_err()
+                && "/1".parse::<Lsn>().is_err()
+                && "1/123456789".parse::<Lsn>().is_err()
+        );
     }
 }

@@ -21,7 +21,8 @@ use crate::pack::wal as wal_object;
 use crate::pack::writer::Sealer;
 use crate::repository::stanza::Epoch;
 use crate::repository::{Repository, wal};
-use crate::wal_name::{Segment, WalFile};
+use crate::storage::ErrorKind;
+use crate::wal_name::{Segment, Timeline, WalFile};
 
 /// How often a segment that may still arrive is looked for.
 const POLL: Duration = Duration::from_millis(200);
@@ -69,27 +70,42 @@ pub fn archive_push(
     monitor: &dyn Monitor,
 ) -> Result<Pushed> {
     let path = options.pgdata.join(file);
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+    let name = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default()
+        .to_owned();
     let kind = WalFile::of(&name).map_err(|_| Error::NotWal(name.clone()))?;
     let control = control_file::read(&options.pgdata).map_err(Error::Cluster)?;
     let epoch = epoch_of(repository, &options.stanza, &control, &options.pgdata)?;
-    let raw = fs::read(&path).map_err(|source| Error::ReadFile { path: path.clone(), source })?;
+    let raw = fs::read(&path).map_err(|source| Error::ReadFile {
+        path: path.clone(),
+        source,
+    })?;
     if options.header_check && matches!(kind, WalFile::Segment | WalFile::Partial) {
         check_header(&raw, &name, &path, &control)?;
     }
     let object = encode(&raw, options, &name)?;
     match wal::put(repository, &options.stanza, &epoch.name(), &name, &object) {
         Ok(()) => Ok(Pushed::Stored),
-        Err(error) if error.is_already_exists() || error.is_unreachable() => {
+        Err(error)
+            if error.is_already_there() || error.storage_kind() == Some(ErrorKind::Unreachable) =>
+        {
             // Lost answers and repeated pushes look alike: what counts is what is there now.
-            let stored = wal::get(repository, &options.stanza, &epoch.name(), &name).map_err(|read| {
-                Error::Repository(if read.is_not_found() { error } else { read })
-            })?;
+            let stored =
+                wal::get(repository, &options.stanza, &epoch.name(), &name).map_err(|read| {
+                    Error::Repository(if read.is_not_found() { error } else { read })
+                })?;
             let stored = decode(&stored, &name)?;
             if stored != raw {
-                return Err(Error::WalDuplicate { name, stanza: options.stanza.clone() });
+                return Err(Error::WalDuplicate {
+                    name,
+                    stanza: options.stanza.clone(),
+                });
             }
-            monitor.note(&format!("{name} is in the archive already, with the same content"));
+            monitor.note(&format!(
+                "{name} is in the archive already, with the same content"
+            ));
             Ok(Pushed::AlreadyThere)
         }
         Err(error) => Err(Error::Repository(error)),
@@ -97,13 +113,19 @@ pub fn archive_push(
 }
 
 fn encode(raw: &[u8], options: &ArchiveOptions, name: &str) -> Result<Vec<u8>> {
-    let damaged = |source| Error::Pack { path: name.to_owned(), source };
+    let damaged = |source| Error::Pack {
+        path: name.to_owned(),
+        source,
+    };
     let pieces: Vec<&[u8]> = wal_object::split(raw).collect();
     let sealed = pipeline::map(options.threads, &pieces, |pieces, keep| {
         let namer = Namer::plain();
         let mut sealer = Sealer::new(options.compress_level).map_err(damaged)?;
         for (at, piece) in pieces {
-            keep(at, wal_object::seal_piece(&mut sealer, &namer, piece).map_err(damaged)?);
+            keep(
+                at,
+                wal_object::seal_piece(&mut sealer, &namer, piece).map_err(damaged)?,
+            );
         }
         Ok(())
     })?;
@@ -112,25 +134,41 @@ fn encode(raw: &[u8], options: &ArchiveOptions, name: &str) -> Result<Vec<u8>> {
 
 fn decode(object: &[u8], name: &str) -> Result<Vec<u8>> {
     let namer = Namer::plain();
-    wal_object::decode(&namer, object).map_err(|source| Error::WalDamaged { name: name.to_owned(), source })
+    wal_object::decode(&namer, object).map_err(|source| Error::WalDamaged {
+        name: name.to_owned(),
+        source,
+    })
 }
 
 /// Checks that a segment is what its name says, and of this cluster.
 fn check_header(raw: &[u8], name: &str, path: &Path, control: &ControlFile) -> Result<()> {
-    let foreign = |found: String| Error::ForeignWal { path: path.to_owned(), found };
+    let foreign = |found: String| Error::ForeignWal {
+        path: path.to_owned(),
+        found,
+    };
     let header = wal_header::parse(raw).map_err(|error| foreign(error.to_string()))?;
     if header.system_id != control.system_id {
-        return Err(foreign(format!("system id {}, the cluster has {}", header.system_id, control.system_id)));
+        return Err(foreign(format!(
+            "system id {}, the cluster has {}",
+            header.system_id, control.system_id
+        )));
     }
     if header.version != control.version {
-        return Err(foreign(format!("PostgreSQL {}, the cluster is {}", header.version, control.version)));
+        return Err(foreign(format!(
+            "PostgreSQL {}, the cluster is {}",
+            header.version, control.version
+        )));
     }
     let segment_bytes = header.segment_bytes;
     if raw.len() != segment_bytes as usize {
-        return Err(foreign(format!("{} bytes long, a segment has {segment_bytes}", raw.len())));
+        return Err(foreign(format!(
+            "{} bytes long, a segment has {segment_bytes}",
+            raw.len()
+        )));
     }
     let segment = name.split('.').next().unwrap_or_default();
-    let named = Segment::parse(segment, segment_bytes).map_err(|error| foreign(error.to_string()))?;
+    let named =
+        Segment::parse(segment, segment_bytes).map_err(|error| foreign(error.to_string()))?;
     if named.number * u64::from(segment_bytes) != header.page_address.0 {
         return Err(foreign(format!("it begins at {}", header.page_address)));
     }
@@ -151,7 +189,8 @@ pub fn archive_get(
         .filter(|epoch| epoch.system_id == control.system_id && epoch.version == control.version)
         .collect();
     let Some(epoch) = epochs.last() else {
-        return epoch_of(repository, &options.stanza, &control, &options.pgdata).map(|_| Got::NotThere);
+        return epoch_of(repository, &options.stanza, &control, &options.pgdata)
+            .map(|_| Got::NotThere);
     };
     let begun = Instant::now();
     loop {
@@ -163,9 +202,14 @@ pub fn archive_get(
             Err(error) if error.is_not_found() => {}
             Err(error) => return Err(Error::Repository(error)),
         }
-        let Some(evidence) = evidence_of_more(repository, options, epoch, name)? else { return Ok(Got::NotThere) };
+        let Some(evidence) = evidence_of_more(repository, options, epoch, name)? else {
+            return Ok(Got::NotThere);
+        };
         if begun.elapsed() >= options.timeout {
-            return Err(Error::WalHole { name: name.to_owned(), evidence });
+            return Err(Error::WalHole {
+                name: name.to_owned(),
+                evidence,
+            });
         }
         // Segments may arrive out of order.
         pause(POLL);
@@ -183,11 +227,22 @@ fn evidence_of_more(
         return Ok(None);
     }
     let (stanza, epoch) = (&options.stanza, epoch.name());
-    if let Some(gap) = wal::gap_covering(repository, stanza, &epoch, name).map_err(Error::Repository)? {
-        return Ok(Some(format!("segments {gap} were dropped by archive-push")));
+    if let Some(gap) =
+        wal::gap_covering(repository, stanza, &epoch, name).map_err(Error::Repository)?
+    {
+        return Ok(Some(format!(
+            "segments {} to {} were dropped by archive-push",
+            gap.first, gap.last
+        )));
     }
-    let timeline = name.get(..8).unwrap_or_default();
-    let later = wal::names_from(repository, stanza, &epoch, timeline, Some(name), 1).map_err(Error::Repository)?;
+    let timeline = name
+        .get(..8)
+        .and_then(|digits| u32::from_str_radix(digits, 16).ok());
+    let Some(timeline) = timeline.map(Timeline) else {
+        return Ok(None);
+    };
+    let later = wal::names_from(repository, stanza, &epoch, timeline, Some(name), 1)
+        .map_err(Error::Repository)?;
     Ok(later.first().map(|later| format!("{later} is there")))
 }
 
@@ -203,6 +258,9 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     });
     written.map_err(|source| {
         drop(fs::remove_file(&temporary));
-        Error::WriteFile { path: path.to_owned(), source }
+        Error::WriteFile {
+            path: path.to_owned(),
+            source,
+        }
     })
 }

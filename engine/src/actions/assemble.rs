@@ -13,19 +13,24 @@ use crate::actions::pipeline::Inlet;
 use crate::actions::plan::Planned;
 use crate::actions::stat_record::{Stat, StatWriter};
 use crate::cluster::data_dir::{Source, SourceKind};
-use crate::cluster::owner::Names;
+use crate::cluster::owner::Owners;
 use crate::dedup::index::ChunkIndex;
 use crate::ids::{BlobKind, ChunkId, Extent, Namer};
 use crate::monitor::{Counter, Monitor, Problem, Tally};
 use crate::pack::writer::Sealer;
 use crate::repository::config::Config;
 use crate::repository::tree::{
-    Content, Entry, EntryKind, FLAG_FOLLOWED, FLAG_PAGES, FLAG_SUSPECT, NodeSpan, NodeSums, Owner, TreeWriter,
+    Content, Entry, EntryKind, FOLLOWED, NodeSpan, NodeSums, Owner, PAGES, SUSPECT, TreeWriter,
     encode_extent_node,
 };
 
 /// Suspect pages that are listed by name; beyond it they are only counted.
 const LISTED_SUSPECTS: usize = 100_000;
+
+/// An owner by name, or by number where it has none.
+fn named(name: Option<&str>, number: u32) -> Owner {
+    name.map_or(Owner::Number(number), |name| Owner::Name(name.to_owned()))
+}
 
 /// Stores tree nodes.
 pub(super) struct NodeStore<'a> {
@@ -43,8 +48,12 @@ impl NodeStore<'_> {
         if let Some(location) = found.pop().flatten() {
             return Ok(u64::from(location.stored_bytes));
         }
-        let offered = self.packer.offer(&mut self.sealer, &self.namer, BlobKind::Node, id, bytes);
-        offered.map(|offered| u64::from(offered.stored_bytes)).map_err(|error| error.about(b"the snapshot tree"))
+        let offered = self
+            .packer
+            .offer(&mut self.sealer, &self.namer, BlobKind::Node, id, bytes);
+        offered
+            .map(|offered| u64::from(offered.stored_bytes))
+            .map_err(|error| error.about(b"the snapshot tree"))
     }
 }
 
@@ -90,7 +99,7 @@ pub(super) struct Assembler<'a> {
     nodes: NodeStore<'a>,
     writer: TreeWriter,
     stat: StatWriter,
-    names: Names,
+    owners: Owners,
     extent_node_span: u64,
     region_bytes: u64,
     early: HashMap<u64, Vec<Piece>>,
@@ -115,7 +124,7 @@ impl<'a> Assembler<'a> {
             nodes,
             writer,
             stat,
-            names: Names::default(),
+            owners: Owners::default(),
             extent_node_span: u64::from(config.extent_node_span),
             region_bytes: u64::from(config.region_bytes),
             early: HashMap::new(),
@@ -128,7 +137,11 @@ impl<'a> Assembler<'a> {
     }
 
     /// Builds the whole tree.
-    pub(super) fn run(mut self, plan: &Inlet<Planned>, results: &Inlet<Done>) -> Result<(Assembled, StatWriter)> {
+    pub(super) fn run(
+        mut self,
+        plan: &Inlet<Planned>,
+        results: &Inlet<Done>,
+    ) -> Result<(Assembled, StatWriter)> {
         while let Some(planned) = plan.next() {
             match planned {
                 Planned::Plain(source) => {
@@ -136,14 +149,18 @@ impl<'a> Assembler<'a> {
                     self.push(entry)?;
                 }
                 Planned::Unread(source, prior) => self.unread(&source, *prior)?,
-                Planned::Read { file, sequence, jobs, slot } => self.read(&file, sequence, jobs, slot, results)?,
+                Planned::Read {
+                    file,
+                    sequence,
+                    jobs,
+                    slot,
+                } => self.read(&file, sequence, jobs, slot, results)?,
             }
         }
         let nodes = &mut self.nodes;
         let (root, sums) = self
             .writer
-            .finish(&mut |id, bytes: Vec<u8>| nodes.store(id, &bytes).map(drop))
-            .map_err(|error| error.into_sink_or(Error::Repository))?;
+            .finish::<Error>(&mut |id, bytes| nodes.store(id, &bytes).map(drop))?;
         let assembled = Assembled {
             root,
             sums,
@@ -157,15 +174,14 @@ impl<'a> Assembler<'a> {
     fn push(&mut self, entry: Entry) -> Result<()> {
         let nodes = &mut self.nodes;
         self.writer
-            .push(entry, &mut |id, bytes: Vec<u8>| nodes.store(id, &bytes).map(drop))
-            .map_err(|error| error.into_sink_or(Error::Repository))
+            .push::<Error>(&entry, &mut |id, bytes| nodes.store(id, &bytes).map(drop))
     }
 
     fn entry(&mut self, source: &Source, content: Content) -> Entry {
         let mut flags = 0;
         let followed = source.target.is_some() && source.kind != SourceKind::Link;
-        flags |= if followed { FLAG_FOLLOWED } else { 0 };
-        flags |= if source.relation.is_some() { FLAG_PAGES } else { 0 };
+        flags |= if followed { FOLLOWED } else { 0 };
+        flags |= if source.relation.is_some() { PAGES } else { 0 };
         Entry {
             path: source.path.clone(),
             kind: match source.kind {
@@ -174,9 +190,13 @@ impl<'a> Assembler<'a> {
                 SourceKind::Link => EntryKind::Link,
             },
             mode: source.mode & 0o7777,
-            owner: self.names.user(source.uid).map_or(Owner::Number(source.uid), Owner::Name),
-            group: self.names.group(source.gid).map_or(Owner::Number(source.gid), Owner::Name),
-            bytes: if source.kind == SourceKind::File { source.bytes } else { 0 },
+            owner: named(self.owners.user_name(source.uid), source.uid),
+            group: named(self.owners.group_name(source.gid), source.gid),
+            bytes: if source.kind == SourceKind::File {
+                source.bytes
+            } else {
+                0
+            },
             modified_ns: source.modified_ns,
             flags,
             target: source.target.clone().unwrap_or_default(),
@@ -188,7 +208,7 @@ impl<'a> Assembler<'a> {
     fn unread(&mut self, source: &Source, prior: Entry) -> Result<()> {
         let mut entry = self.entry(source, prior.content);
         entry.stored_bytes = prior.stored_bytes;
-        entry.flags |= prior.flags & FLAG_SUSPECT;
+        entry.flags |= prior.flags & SUSPECT;
         self.tally.add(Counter::KnownBytes, entry.bytes);
         self.done(source, entry)
     }
@@ -227,7 +247,10 @@ impl<'a> Assembler<'a> {
                 continue;
             }
             // A file that shrank ends where it is first found short: recovery extends it again.
-            ended = piece.bytes < self.region_bytes.min(source.bytes - region * self.region_bytes);
+            ended = piece.bytes
+                < self
+                    .region_bytes
+                    .min(source.bytes - region * self.region_bytes);
             entry.bytes += piece.bytes;
             entry.stored_bytes += piece.stored_bytes;
             suspects.extend(piece.suspects);
@@ -248,7 +271,7 @@ impl<'a> Assembler<'a> {
             entry.content = Content::Extents(spans.open);
         }
         if !suspects.is_empty() {
-            entry.flags |= FLAG_SUSPECT;
+            entry.flags |= SUSPECT;
             self.note(source, &suspects);
         }
         self.done(source, entry)
@@ -259,24 +282,36 @@ impl<'a> Assembler<'a> {
         let node = encode_extent_node(&spans.open);
         let id = self.nodes.namer.name(BlobKind::Node, &node);
         entry.stored_bytes += self.nodes.store(id, &node)?;
-        spans.closed.push(NodeSpan { length: spans.open_bytes, id });
+        spans.closed.push(NodeSpan {
+            length: spans.open_bytes,
+            id,
+        });
         spans.open.clear();
         spans.open_bytes = 0;
         Ok(())
     }
 
     fn skip(&mut self, sequence: u64, jobs: u64, slot: usize, results: &Inlet<Done>) -> Result<()> {
-        (sequence..sequence + jobs).try_for_each(|sequence| self.piece(sequence, slot, results).map(drop))
+        (sequence..sequence + jobs)
+            .try_for_each(|sequence| self.piece(sequence, slot, results).map(drop))
     }
 
     /// Keeps suspect pages for the verdict.
     fn note(&mut self, source: &Source, suspects: &[SuspectPage]) {
         let room = LISTED_SUSPECTS.saturating_sub(self.suspects.len());
-        self.suspects.extend(suspects.iter().take(room).map(|page| (source.path.clone(), *page)));
+        self.suspects.extend(
+            suspects
+                .iter()
+                .take(room)
+                .map(|page| (source.path.clone(), *page)),
+        );
         if suspects.len() > room {
             self.unlisted_suspects += (suspects.len() - room) as u64;
             let object = String::from_utf8_lossy(&source.path).into_owned();
-            self.monitor.problem(&Problem { object, message: "too many damaged pages to list them all".to_owned() });
+            self.monitor.problem(&Problem {
+                object,
+                message: "too many damaged pages to list them all".to_owned(),
+            });
         }
     }
 

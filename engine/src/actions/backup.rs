@@ -6,6 +6,7 @@
 //! its own register before it takes its announcement back, and what it stored is used by the next.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -100,7 +101,9 @@ pub fn backup(
     let control = control_file::read(&options.pgdata).map_err(Error::Cluster)?;
     let epoch = epoch_of(repository, &options.stanza, &control, &options.pgdata)?;
     let mode = BackupMode::prepare(server, options, &control)?;
-    let same = |manifest: &Manifest| manifest.system_id == control.system_id && manifest.version == control.version;
+    let same = |manifest: &Manifest| {
+        manifest.system_id == control.system_id && manifest.version == control.version
+    };
     let existing = committed(repository, &options.stanza)?;
     let (backup_type, prior, full) = choose(options.backup_type, existing, same);
     if backup_type != options.backup_type {
@@ -115,16 +118,34 @@ pub fn backup(
         options.now_ms,
         options.stamp,
     )?;
-    let chosen = Chosen { backup_type, label, prior };
-    let run = Run { options, control: &control, epoch: &epoch, tally, monitor };
-    let outcome = session.read_gc().and_then(|()| run.to_commit(&mut session, mode, &chosen));
+    let chosen = Chosen {
+        backup_type,
+        label,
+        prior,
+    };
+    let run = Run {
+        options,
+        control: &control,
+        epoch: &epoch,
+        tally,
+        monitor,
+    };
+    let outcome = session
+        .read_gc()
+        .and_then(|()| run.to_commit(&mut session, mode, &chosen));
     match outcome {
         Ok(manifest) => {
             if let Err(error) = session.withdraw() {
-                monitor.problem(&Problem { object: chosen.label, message: format!("announcement stays: {error}") });
+                monitor.problem(&Problem {
+                    object: chosen.label,
+                    message: format!("announcement stays: {error}"),
+                });
             }
             stat_record::remove_old(&options.cache, repository.id, &options.stanza);
-            Ok(BackupSummary { manifest, seconds: begun.elapsed().as_secs_f64() })
+            Ok(BackupSummary {
+                manifest,
+                seconds: begun.elapsed().as_secs_f64(),
+            })
         }
         Err(error) => {
             give_up(&session, options, &chosen.label);
@@ -136,7 +157,13 @@ pub fn backup(
 /// Ends a failed run: its register is fenced first, so that no late write of it can commit; if that cannot be done the
 /// announcement stays, and whoever deletes waits for its lease.
 fn give_up(session: &Session<'_>, options: &BackupOptions, label: &str) {
-    let fenced = snapshot::decide(session.repository, &options.stanza, label, session.run, &Register::Fenced);
+    let fenced = snapshot::decide(
+        session.repository,
+        &options.stanza,
+        label,
+        session.run,
+        &Register::Fenced,
+    );
     if fenced.is_ok() {
         drop(session.withdraw());
     }
@@ -163,7 +190,12 @@ struct Copied {
 }
 
 impl Run<'_> {
-    fn to_commit(&self, session: &mut Session<'_>, mode: BackupMode<'_>, chosen: &Chosen) -> Result<Manifest> {
+    fn to_commit(
+        &self,
+        session: &mut Session<'_>,
+        mode: BackupMode<'_>,
+        chosen: &Chosen,
+    ) -> Result<Manifest> {
         let repository = session.repository;
         self.monitor.stage(Stage::Prepare, 0, 0);
         let known = bring_up_to_date(session, &self.options.cache, Scope::All)?;
@@ -172,11 +204,17 @@ impl Run<'_> {
         self.adopt_unindexed(repository, &known, &packer)?;
         let prior = self.still_there(repository, chosen.prior.as_ref())?;
         let nodes = match prior {
-            Some(prior) => Some(NodeReader::new(repository, &known.index, &prior.manifest.label)?),
+            Some(prior) => Some(NodeReader::new(
+                repository,
+                &known.index,
+                &prior.manifest.label,
+            )?),
             None => None,
         };
         let basis = match (prior, &nodes) {
-            (Some(prior), Some(nodes)) => Some(self.basis(repository, prior, nodes, &known, chosen.backup_type)),
+            (Some(prior), Some(nodes)) => {
+                Some(self.basis(repository, prior, nodes, &known, chosen.backup_type))
+            }
             _ => None,
         };
         let mode = Mutex::new(mode);
@@ -193,10 +231,24 @@ impl Run<'_> {
             Ok(())
         };
         let copied = beside(KEEP_ALIVE, tick, || {
-            let copied = self.copy(session, &mode, &packer, &known, nodes.as_ref(), basis, chosen)?;
+            let copied = self.copy(
+                session,
+                &mode,
+                &packer,
+                &known,
+                nodes.as_ref(),
+                basis,
+                chosen,
+            )?;
             packer.publish_rest()?;
             let mut mode = mode.lock().unwrap_or_else(PoisonError::into_inner);
-            mode.prove_wal(repository, self.options, self.epoch, self.control, &copied.window)?;
+            mode.prove_wal(
+                repository,
+                self.options,
+                self.epoch,
+                self.control,
+                &copied.window,
+            )?;
             Ok(copied)
         })?;
         let usable = usable_packs(&known, &session.unusable());
@@ -204,18 +256,32 @@ impl Run<'_> {
     }
 
     /// What an earlier run stored and could not name is named by this one.
-    fn adopt_unindexed(&self, repository: &Repository, known: &Known, packer: &Packer<'_>) -> Result<()> {
+    fn adopt_unindexed(
+        &self,
+        repository: &Repository,
+        known: &Known,
+        packer: &Packer<'_>,
+    ) -> Result<()> {
         let mut problem = |object, message| self.monitor.problem(&Problem { object, message });
         let found = unindexed(repository, known, &mut problem)?;
         packer.publish(found.packs)
     }
 
     /// The prior backup, unless it was forgotten before this run announced itself: then its chunks may be going away.
-    fn still_there<'p>(&self, repository: &Repository, prior: Option<&'p Committed>) -> Result<Option<&'p Committed>> {
+    fn still_there<'p>(
+        &self,
+        repository: &Repository,
+        prior: Option<&'p Committed>,
+    ) -> Result<Option<&'p Committed>> {
         let Some(prior) = prior else { return Ok(None) };
         let listed = snapshot::list(repository, &self.options.stanza).map_err(Error::Repository)?;
-        let kept = |snapshot: &&snapshot::Snapshot| snapshot.run == prior.snapshot.run && !snapshot.forgotten;
-        Ok(listed.iter().any(|snapshot| kept(&snapshot)).then_some(prior))
+        let kept = |snapshot: &&snapshot::Snapshot| {
+            snapshot.run == prior.snapshot.run && !snapshot.forgotten
+        };
+        Ok(listed
+            .iter()
+            .any(|snapshot| kept(&snapshot))
+            .then_some(prior))
     }
 
     /// What files are compared with. They are kept unread only by diff and incr, only against the snapshot's own stat
@@ -243,12 +309,26 @@ impl Run<'_> {
             });
         }
         let (cache, stanza) = (&self.options.cache, &self.options.stanza);
-        let path = stat_record::path_of(cache, repository.id, stanza, &manifest.label, prior.snapshot.run);
+        let path = stat_record::path_of(
+            cache,
+            repository.id,
+            stanza,
+            &manifest.label,
+            prior.snapshot.run,
+        );
         let stat = trusting.then(|| StatReader::open(&path)).flatten();
-        Basis { nodes, root: manifest.root, stat, start_ms: manifest.start_ms }
+        Basis {
+            nodes,
+            root: manifest.root,
+            stat,
+            start_ms: manifest.start_ms,
+        }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the parts of one run, each borrowed for as long as its threads live")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the parts of one run, each borrowed for as long as its threads live"
+    )]
     fn copy<'r>(
         &self,
         session: &Session<'_>,
@@ -262,9 +342,20 @@ impl Run<'_> {
         let config = &session.repository.config;
         let lock = || mode.lock().unwrap_or_else(PoisonError::into_inner);
         self.monitor.stage(Stage::StartBackup, 0, 0);
-        let window = lock().start(session.repository, self.options, self.epoch, self.control, &chosen.label)?;
-        let totals = chosen.prior.as_ref().map(|prior| prior.manifest.sums).unwrap_or_default();
-        self.monitor.stage(Stage::Copy, totals.file_bytes, totals.files);
+        let window = lock().start(
+            session.repository,
+            self.options,
+            self.epoch,
+            self.control,
+            &chosen.label,
+        )?;
+        let totals = chosen
+            .prior
+            .as_ref()
+            .map(|prior| prior.manifest.sums)
+            .unwrap_or_default();
+        self.monitor
+            .stage(Stage::Copy, totals.file_bytes, totals.files);
         let chunker = Chunker::new(config).map_err(Error::Index)?;
         let copier = Copier {
             config,
@@ -278,21 +369,47 @@ impl Run<'_> {
             tally: self.tally,
             monitor: self.monitor,
         };
-        let sealer = Sealer::new(self.options.compress_level)
-            .map_err(|source| Error::Pack { path: "the compressor".to_owned(), source })?;
-        let store = NodeStore { index: &known.index, packer, namer: Namer::plain(), sealer };
+        let sealer = Sealer::new(self.options.compress_level).map_err(|source| Error::Pack {
+            path: "the compressor".to_owned(),
+            source,
+        })?;
+        let store = NodeStore {
+            index: &known.index,
+            packer,
+            namer: Namer::plain(),
+            sealer,
+        };
         let (cache, stanza) = (&self.options.cache, &self.options.stanza);
-        let stat = stat_record::path_of(cache, session.repository.id, stanza, &chosen.label, session.run);
-        let assembler =
-            Assembler::new(store, StatWriter::create(stat)?, config, self.tally, self.monitor);
+        let stat = stat_record::path_of(
+            cache,
+            session.repository.id,
+            stanza,
+            &chosen.label,
+            session.run,
+        );
+        let assembler = Assembler::new(
+            store,
+            StatWriter::create(stat)?,
+            config,
+            self.tally,
+            self.monitor,
+        );
+        let online = window.online();
         run_backup(
             self.options.threads,
             |plan, jobs| {
                 let mut problem = |path: &Path, message: String| {
-                    self.monitor.problem(&Problem { object: path.display().to_string(), message });
+                    self.monitor.problem(&Problem {
+                        object: path.display().to_string(),
+                        message,
+                    });
                 };
-                let files = walk(&self.options.pgdata, &self.walk_options(window.online()), &mut problem)
-                    .map_err(Error::Cluster)?;
+                let files = walk(
+                    &self.options.pgdata,
+                    &self.walk_options(online),
+                    &mut problem,
+                )
+                .map_err(Error::Cluster)?;
                 Planner::new(plan, jobs, basis, config.region_bytes)?.run(files)
             },
             |jobs, results| copier.work(jobs, results),
@@ -300,7 +417,8 @@ impl Run<'_> {
             |plan, results| {
                 let copied = assembler.run(plan, results).and_then(|(assembled, stat)| {
                     let mut window = window;
-                    let pg_control = control_file::read(&self.options.pgdata).map_err(Error::Cluster)?;
+                    let pg_control =
+                        control_file::read(&self.options.pgdata).map_err(Error::Cluster)?;
                     self.monitor.stage(Stage::StopBackup, 0, 0);
                     lock().stop(&mut window)?;
                     self.judge(packer, known, assembled, stat, window, pg_control)
@@ -320,7 +438,6 @@ impl Run<'_> {
         WalkOptions {
             version: self.control.version,
             catalog_version: self.control.catalog_version,
-            page_bytes: self.control.page_bytes,
             segment_blocks: self.control.segment_blocks,
             online,
             exclude: self.options.exclude.clone(),
@@ -344,9 +461,16 @@ impl Run<'_> {
             if !torn {
                 bad_pages += 1;
                 let message = format!("page checksum of block {} does not match", page.block);
-                self.monitor.problem(&Problem { object: String::from_utf8_lossy(&path).into_owned(), message });
+                self.monitor.problem(&Problem {
+                    object: String::from_utf8_lossy(&path).into_owned(),
+                    message,
+                });
             }
-            verdicts.push(PageVerdict { path, block: page.block, torn });
+            verdicts.push(PageVerdict {
+                path,
+                block: page.block,
+                torn,
+            });
         }
         let torn_pages = verdicts.iter().filter(|verdict| verdict.torn).count() as u64;
         self.tally.add(Counter::BadPages, bad_pages);
@@ -354,15 +478,35 @@ impl Run<'_> {
         let page_list = if verdicts.is_empty() {
             None
         } else {
-            let bytes = encode_page_list(verdicts.iter().map(|page| (&page.path[..], page.block, page.torn)));
-            let sealer = Sealer::new(self.options.compress_level)
-                .map_err(|source| Error::Pack { path: "the page list".to_owned(), source })?;
-            let mut store = NodeStore { index: &known.index, packer, namer: Namer::plain(), sealer };
+            let bytes = encode_page_list(
+                verdicts
+                    .iter()
+                    .map(|page| (&page.path[..], page.block, page.torn)),
+            );
+            let sealer =
+                Sealer::new(self.options.compress_level).map_err(|source| Error::Pack {
+                    path: "the page list".to_owned(),
+                    source,
+                })?;
+            let mut store = NodeStore {
+                index: &known.index,
+                packer,
+                namer: Namer::plain(),
+                sealer,
+            };
             let id = store.namer.name(BlobKind::Node, &bytes);
             store.store(id, &bytes)?;
             Some(id)
         };
-        Ok(Copied { assembled, stat, window, pg_control, page_list, bad_pages, torn_pages })
+        Ok(Copied {
+            assembled,
+            stat,
+            window,
+            pg_control,
+            page_list,
+            bad_pages,
+            torn_pages,
+        })
     }
 
     /// Checks that nothing the backup may refer to was removed, then decides the register.
@@ -376,25 +520,52 @@ impl Run<'_> {
         let repository = session.repository;
         let mut present = BTreeSet::new();
         for class in [PackClass::Data, PackClass::Meta] {
-            present.extend(packs::list(repository, class).map_err(Error::Repository)?.iter().map(|pack| pack.pack));
+            present.extend(
+                packs::list(repository, class)
+                    .map_err(Error::Repository)?
+                    .iter()
+                    .map(|pack| pack.pack),
+            );
         }
         let dead = gc_log::read(repository).map_err(Error::Repository)?.dead;
-        if let Some(gone) = usable.iter().find(|pack| !present.contains(pack) || dead.contains(pack)) {
-            return Err(Error::PackVanished { pack: gone.to_string() });
+        if let Some(gone) = usable
+            .iter()
+            .find(|pack| !present.contains(pack) || dead.contains(pack))
+        {
+            return Err(Error::PackVanished {
+                pack: gone.to_string(),
+            });
         }
         let stat = copied.stat;
-        let manifest = self.manifest(session, chosen, copied.assembled, &copied.window, copied.pg_control, {
-            let (page_list, bad, torn) = (copied.page_list, copied.bad_pages, copied.torn_pages);
-            (page_list, bad, torn)
-        });
+        let manifest = self.manifest(
+            session,
+            chosen,
+            copied.assembled,
+            &copied.window,
+            copied.pg_control,
+            {
+                let (page_list, bad, torn) =
+                    (copied.page_list, copied.bad_pages, copied.torn_pages);
+                (page_list, bad, torn)
+            },
+        );
         let register = Register::Committed(Box::new(manifest.clone()));
         let (stanza, label) = (&self.options.stanza, &chosen.label);
-        match snapshot::decide(repository, stanza, label, session.run, &register).map_err(Error::Repository)? {
+        match snapshot::decide(repository, stanza, label, session.run, &register)
+            .map_err(Error::Repository)?
+        {
             Decision::Decided => {}
-            Decision::AlreadyDecided(_) => return Err(Error::Fenced { label: label.clone() }),
+            Decision::AlreadyDecided(_) => {
+                return Err(Error::Fenced {
+                    label: label.clone(),
+                });
+            }
         }
         if let Err(error) = stat.finish() {
-            self.monitor.problem(&Problem { object: label.clone(), message: format!("no stat record: {error}") });
+            self.monitor.problem(&Problem {
+                object: label.clone(),
+                message: format!("no stat record: {error}"),
+            });
         }
         Ok(manifest)
     }
@@ -412,7 +583,10 @@ impl Run<'_> {
         Manifest {
             label: chosen.label.clone(),
             backup_type: chosen.backup_type,
-            prior: chosen.prior.as_ref().map(|prior| prior.manifest.label.clone()),
+            prior: chosen
+                .prior
+                .as_ref()
+                .map(|prior| prior.manifest.label.clone()),
             run: session.run,
             nonce: session.run.0,
             tool_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -450,11 +624,14 @@ impl Run<'_> {
                 torn_pages,
             },
             options: vec![
-                ("compress-level".to_owned(), options.compress_level.to_string()),
+                (
+                    "compress-level".to_owned(),
+                    options.compress_level.to_string(),
+                ),
                 ("delta".to_owned(), options.delta.to_string()),
             ],
             pg_control: pg_control.bytes,
-            pg_control_mode: pg_control.mode,
+            pg_control_mode: mode_of_control(&options.pgdata),
             backup_label: window.backup_label.clone(),
             tablespace_map: window.tablespace_map.clone(),
             page_list,
@@ -462,9 +639,17 @@ impl Run<'_> {
     }
 }
 
+/// The permission bits of the control file; PostgreSQL's own where they cannot be read.
+fn mode_of_control(pgdata: &Path) -> u32 {
+    let metadata = std::fs::metadata(pgdata.join(control_file::PATH));
+    metadata.map_or(0o600, |metadata| metadata.permissions().mode() & 0o7777)
+}
+
 /// The packs that this run may refer to: those listed when it began, but for what is condemned or dead.
 fn usable_packs(known: &Known, unusable: &BTreeSet<PackId>) -> BTreeSet<PackId> {
     let suspect: BTreeSet<&PackId> = known.suspects.iter().collect();
     let listed = known.listed.iter().map(|(_, pack, _)| *pack);
-    listed.filter(|pack| !unusable.contains(pack) && !suspect.contains(pack)).collect()
+    listed
+        .filter(|pack| !unusable.contains(pack) && !suspect.contains(pack))
+        .collect()
 }

@@ -21,7 +21,7 @@ use crate::ids::{BlobKind, ChunkId, Extent, Location, Namer, Parts};
 use crate::monitor::{Counter, Monitor, Tally};
 use crate::pack::writer::Sealer;
 use crate::repository::config::Config;
-use crate::repository::tree::{Content, INLINE_BYTES};
+use crate::repository::tree::{Content, LARGEST_INLINE};
 
 /// Files up to this size are worked on in batches.
 pub(super) const SMALL_FILE: u64 = 1 << 20;
@@ -115,7 +115,7 @@ struct Slice {
 impl Slice {
     /// Whether this is a whole file that is kept in its tree entry.
     fn is_inline(&self) -> bool {
-        self.offset == 0 && self.to - self.from <= INLINE_BYTES
+        self.offset == 0 && self.to - self.from <= LARGEST_INLINE
     }
 }
 
@@ -141,8 +141,10 @@ struct Worker<'a> {
 impl Copier<'_> {
     /// What each worker thread does.
     pub(super) fn work(&self, jobs: &Inlet<Job>, results: &Outlet<Done>) -> Result<()> {
-        let sealer = Sealer::new(self.compress_level)
-            .map_err(|source| Error::Pack { path: "the compressor".to_owned(), source })?;
+        let sealer = Sealer::new(self.compress_level).map_err(|source| Error::Pack {
+            path: "the compressor".to_owned(),
+            source,
+        })?;
         let mut worker = Worker {
             shared: self,
             namer: Namer::plain(),
@@ -156,7 +158,10 @@ impl Copier<'_> {
         while let Some(job) = jobs.next() {
             let pieces = worker.run(job.work)?;
             self.monitor.progress(self.tally);
-            results.send(Done { sequence: job.sequence, pieces })?;
+            results.send(Done {
+                sequence: job.sequence,
+                pieces,
+            })?;
         }
         Ok(())
     }
@@ -182,18 +187,37 @@ impl Worker<'_> {
         }
         self.ids.clear();
         for chunk in &self.chunks {
-            self.ids.push(self.namer.name(BlobKind::Data, &self.buffer[chunk.from..chunk.to]));
+            self.ids.push(
+                self.namer
+                    .name(BlobKind::Data, &self.buffer[chunk.from..chunk.to]),
+            );
         }
-        self.shared.index.lookup(&self.ids, &mut self.found).map_err(Error::Index)?;
+        self.shared
+            .index
+            .lookup(&self.ids, &mut self.found)
+            .map_err(Error::Index)?;
         self.place(&mut slices)?;
         Ok(slices.into_iter().map(|slice| slice.piece).collect())
     }
 
     /// Reads up to a region of `file` from `offset` on into the buffer at `at`.
-    fn read(&mut self, file: Arc<SourceFile>, offset: u64, at: usize, slices: &mut Vec<Slice>) -> Result<()> {
-        let wanted = file.source.bytes.saturating_sub(offset).min((self.buffer.len() - at) as u64);
+    fn read(
+        &mut self,
+        file: Arc<SourceFile>,
+        offset: u64,
+        at: usize,
+        slices: &mut Vec<Slice>,
+    ) -> Result<()> {
+        let wanted = file
+            .source
+            .bytes
+            .saturating_sub(offset)
+            .min((self.buffer.len() - at) as u64);
         let target = &mut self.buffer[at..at + usize::try_from(wanted).unwrap_or(0)];
-        let failed = |source| Error::ReadFile { path: file.source.location.clone(), source };
+        let failed = |source| Error::ReadFile {
+            path: file.source.location.clone(),
+            source,
+        };
         let mut piece = Piece::default();
         let mut filled = 0;
         match File::open(&file.source.location) {
@@ -212,19 +236,40 @@ impl Worker<'_> {
         }
         piece.bytes = filled as u64;
         self.shared.tally.add(Counter::ReadBytes, piece.bytes);
-        slices.push(Slice { file, offset, from: at, to: at + filled, piece });
+        slices.push(Slice {
+            file,
+            offset,
+            from: at,
+            to: at + filled,
+            piece,
+        });
         Ok(())
     }
 
     /// Verifies the page checksums of one slice; a page that was being written is read again.
     fn check(&mut self, slice: &mut Slice) {
-        let Some(relation) = slice.file.source.relation.filter(|_| self.shared.check_pages) else { return };
+        let Some(relation) = slice
+            .file
+            .source
+            .relation
+            .filter(|_| self.shared.check_pages)
+        else {
+            return;
+        };
         let page_bytes = self.shared.page_bytes;
-        let first_block = relation.first_block + u32::try_from(slice.offset / u64::from(page_bytes)).unwrap_or(0);
+        let first_block =
+            relation.first_block + u32::try_from(slice.offset / u64::from(page_bytes)).unwrap_or(0);
         let bytes = &mut self.buffer[slice.from..slice.to];
-        self.shared.tally.add(Counter::Pages, bytes.len() as u64 / u64::from(page_bytes));
-        slice.piece.suspects =
-            pages::check(bytes, page_bytes, first_block, &slice.file.source.location, slice.offset);
+        self.shared
+            .tally
+            .add(Counter::Pages, bytes.len() as u64 / u64::from(page_bytes));
+        slice.piece.suspects = pages::check(
+            bytes,
+            page_bytes,
+            first_block,
+            &slice.file.source.location,
+            slice.offset,
+        );
     }
 
     fn cut(&mut self, at: usize, slice: &Slice) -> Result<()> {
@@ -233,16 +278,25 @@ impl Worker<'_> {
             return Ok(());
         }
         let structure = match slice.file.source.relation {
-            Some(_) => Structure::Pages { page_bytes: self.shared.page_bytes },
+            Some(_) => Structure::Pages {
+                page_bytes: self.shared.page_bytes,
+            },
             None => Structure::Plain,
         };
         let prior = self.prior_lengths(slice)?;
-        let cut = self.shared.chunker.cut_along(structure, &prior, bytes, &mut self.ends);
+        let cut = self
+            .shared
+            .chunker
+            .cut_along(structure, &prior, bytes, &mut self.ends);
         cut.map_err(Error::Index)?;
         let mut from = slice.from;
         for end in &self.ends {
             let to = slice.from + *end as usize;
-            self.chunks.push(Chunk { slice: at, from, to });
+            self.chunks.push(Chunk {
+                slice: at,
+                from,
+                to,
+            });
             from = to;
         }
         Ok(())
@@ -252,7 +306,8 @@ impl Worker<'_> {
     /// cut points, so that no boundary moves under pages that change in place.
     fn prior_lengths(&self, slice: &Slice) -> Result<Vec<u32>> {
         let file = &slice.file;
-        let (Some((bytes, content)), Some(nodes), Some(_)) = (&file.prior, self.shared.prior, file.source.relation)
+        let (Some((bytes, content)), Some(nodes), Some(_)) =
+            (&file.prior, self.shared.prior, file.source.relation)
         else {
             return Ok(Vec::new());
         };
@@ -286,7 +341,13 @@ impl Worker<'_> {
                 slice.piece.stored_bytes += u64::from(location.stored_bytes);
                 true
             } else {
-                let offered = self.shared.packer.offer(&mut self.sealer, &self.namer, BlobKind::Data, *id, bytes);
+                let offered = self.shared.packer.offer(
+                    &mut self.sealer,
+                    &self.namer,
+                    BlobKind::Data,
+                    *id,
+                    bytes,
+                );
                 let offered = offered.map_err(|error| error.about(&slice.file.source.path))?;
                 slice.piece.stored_bytes += u64::from(offered.stored_bytes);
                 !offered.new
@@ -297,7 +358,11 @@ impl Worker<'_> {
                 tally.add(Counter::NewChunks, 1);
                 tally.add(Counter::NewBytes, u64::from(length));
             }
-            slice.piece.extents.push(Extent { length, id: *id, parts });
+            slice.piece.extents.push(Extent {
+                length,
+                id: *id,
+                parts,
+            });
         }
         Ok(())
     }
@@ -306,7 +371,10 @@ impl Worker<'_> {
 /// Whether all bytes are zero; most data says no at its first bytes.
 fn is_zero(bytes: &[u8]) -> bool {
     let (head, rest) = bytes.split_at(bytes.len().min(64));
-    head.iter().all(|byte| *byte == 0) && rest.chunks(4096).all(|part| part.iter().fold(0, |or, byte| or | byte) == 0)
+    head.iter().all(|byte| *byte == 0)
+        && rest
+            .chunks(4096)
+            .all(|part| part.iter().fold(0, |or, byte| or | byte) == 0)
 }
 
 #[cfg(test)]

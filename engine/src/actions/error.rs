@@ -71,8 +71,11 @@ pub enum Error {
         /// The backup.
         label: String,
         /// What is wrong with it.
-        source: repository::TreeError,
+        source: repository::tree::TreeError,
     },
+    /// An entry of the cluster that a tree cannot hold.
+    #[error("a file cannot be described in the backup")]
+    Entry(#[from] repository::tree::TreeError),
     /// A path in a tree that must not be there.
     #[error("backup {label} holds the path {path:?}, which restore refuses")]
     BadPath {
@@ -116,7 +119,9 @@ pub enum Error {
         place: String,
     },
     /// The cluster at hand is not the one the stanza was made for.
-    #[error("stanza {stanza} is for PostgreSQL {expected_version} with system id {expected}, the cluster in {pgdata} is PostgreSQL {found_version} with system id {found}")]
+    #[error(
+        "stanza {stanza} is for PostgreSQL {expected_version} with system id {expected}, the cluster in {pgdata} is PostgreSQL {found_version} with system id {found}"
+    )]
     ForeignCluster {
         /// The stanza.
         stanza: String,
@@ -198,7 +203,9 @@ pub enum Error {
         configured: PathBuf,
     },
     /// The server and the files at hand are not the same cluster.
-    #[error("{what} differs between the server and the files in {pgdata}: is this the same cluster?")]
+    #[error(
+        "{what} differs between the server and the files in {pgdata}: is this the same cluster?"
+    )]
     DifferentCluster {
         /// What differs.
         what: &'static str,
@@ -365,16 +372,20 @@ impl Error {
             Error::Repository(source) => repository_kind(source),
             Error::Storage(source) => storage_kind(source),
             Error::Cluster(source) => cluster_kind(source),
-            Error::Index(_) | Error::Pack { .. } | Error::Cancelled | Error::Random(_) | Error::Fenced { .. } => {
-                ErrorKind::Internal
-            }
+            Error::Index(_)
+            | Error::Pack { .. }
+            | Error::Cancelled
+            | Error::Random(_)
+            | Error::Fenced { .. } => ErrorKind::Internal,
             Error::ChunkLost { .. }
             | Error::CopyDamaged { .. }
             | Error::PackDamaged { .. }
             | Error::TreeDamaged { .. }
             | Error::WalDamaged { .. }
             | Error::PackVanished { .. } => ErrorKind::Damaged,
-            Error::BadPath { .. } | Error::Record(_) | Error::NotWal(_) => ErrorKind::Format,
+            Error::BadPath { .. } | Error::Entry(_) | Error::Record(_) | Error::NotWal(_) => {
+                ErrorKind::Format
+            }
             Error::Local { .. } | Error::WriteFile { .. } => ErrorKind::FileWrite,
             Error::ReadFile { .. } => ErrorKind::FileRead,
             Error::StanzaMissing { .. } => ErrorKind::StanzaMissing,
@@ -387,12 +398,12 @@ impl Error {
             Error::ArchiveAlways => ErrorKind::ArchiveMode,
             Error::ArchiveCommand(_) => ErrorKind::ArchiveCommand,
             Error::ClusterRunning(_) => ErrorKind::ClusterRunning,
-            Error::DifferentDirectory { .. } | Error::DifferentCluster { .. } | Error::ServerChanged(_) => {
-                ErrorKind::DbMismatch
-            }
-            Error::TargetNotEmpty(_) | Error::TargetNotACluster(_) | Error::TargetForeign { .. } => {
-                ErrorKind::PathNotEmpty
-            }
+            Error::DifferentDirectory { .. }
+            | Error::DifferentCluster { .. }
+            | Error::ServerChanged(_) => ErrorKind::DbMismatch,
+            Error::TargetNotEmpty(_)
+            | Error::TargetNotACluster(_)
+            | Error::TargetForeign { .. } => ErrorKind::PathNotEmpty,
             Error::TargetMissing(_) => ErrorKind::PathMissing,
             Error::BackupNotFound(_) => ErrorKind::BackupNotFound,
             Error::TablespacePath { .. } | Error::UnknownTablespace(_) => ErrorKind::TablespaceMap,
@@ -400,5 +411,51 @@ impl Error {
             Error::ClockBehind { .. } => ErrorKind::Clock,
             Error::Invalid(_) => ErrorKind::Invalid,
         }
+    }
+}
+
+fn repository_kind(error: &repository::Error) -> ErrorKind {
+    match error {
+        repository::Error::NotARepository { .. } => ErrorKind::NotARepository,
+        repository::Error::NotEmpty { .. } => ErrorKind::NotEmpty,
+        repository::Error::Storage { source }
+        | repository::Error::OutcomeUnknown { source, .. } => storage_kind(source),
+        repository::Error::Record {
+            source: codec::Error::TooNew { .. } | codec::Error::RequiredField { .. },
+            ..
+        } => ErrorKind::TooNew,
+        repository::Error::Record { .. }
+        | repository::Error::Tree { .. }
+        | repository::Error::GcLog { .. } => ErrorKind::Damaged,
+        repository::Error::Name { .. } => ErrorKind::Invalid,
+        _ => ErrorKind::Format,
+    }
+}
+
+fn storage_kind(error: &storage::Error) -> ErrorKind {
+    match error.kind {
+        storage::ErrorKind::NotFound => ErrorKind::FileMissing,
+        storage::ErrorKind::Truncated => ErrorKind::Damaged,
+        storage::ErrorKind::Denied => ErrorKind::Denied,
+        storage::ErrorKind::Full => ErrorKind::Full,
+        storage::ErrorKind::Unreachable => ErrorKind::StorageUnreachable,
+        _ => ErrorKind::FileWrite,
+    }
+}
+
+fn cluster_kind(error: &cluster::Error) -> ErrorKind {
+    match error {
+        cluster::Error::Running { .. } => ErrorKind::ClusterRunning,
+        cluster::Error::Connect { .. } => ErrorKind::DbConnect,
+        cluster::Error::Query { .. } => ErrorKind::DbQuery,
+        cluster::Error::RoleChanged { .. } => ErrorKind::DbMismatch,
+        cluster::Error::ControlFile { .. } | cluster::Error::BackupLabel { .. } => {
+            ErrorKind::Format
+        }
+        cluster::Error::UnsupportedCluster { .. } | cluster::Error::UnsupportedServer { .. } => {
+            ErrorKind::TooNew
+        }
+        cluster::Error::UnsafePath { .. } | cluster::Error::Setting { .. } => ErrorKind::Invalid,
+        _ => ErrorKind::FileRead,
     }
 }

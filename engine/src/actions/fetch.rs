@@ -16,7 +16,9 @@ use crate::monitor::{Counter, Tally};
 use crate::pack::format::FRAME_BYTES;
 use crate::pack::reader::Opener;
 use crate::repository::layout::{self, PackClass};
+use crate::repository::segment::Fact;
 use crate::repository::{Repository, packs};
+use crate::storage::ErrorKind;
 
 /// Stored bytes that are read at once.
 const LARGEST_READ: u64 = 4 << 20;
@@ -32,7 +34,11 @@ impl<'a> Locator<'a> {
     /// A locator that knows the segments of one stanza, and asks for the rest only if it must.
     pub(super) fn new(session: &'a Session<'a>, cache: &Path, stanza: &str) -> Result<Self> {
         let known = bring_up_to_date(session, cache, Scope::Stanza(stanza))?;
-        Ok(Locator { session, known, widened: Mutex::new(None) })
+        Ok(Locator {
+            session,
+            known,
+            widened: Mutex::new(None),
+        })
     }
 
     /// A usable location of each chunk, in the order of `ids`; `None` only if no copy is known anywhere.
@@ -46,12 +52,18 @@ impl<'a> Locator<'a> {
             widen(self.session, &self.known)?;
             let rest = unindexed(self.session.repository, &self.known, &mut |_, _| {})?;
             let located = rest.packs.iter().flat_map(|pack| {
-                pack.blobs.iter().map(|fact| (fact.id, fact.location(pack.pack)))
+                pack.blobs
+                    .iter()
+                    .map(|fact| (fact.id, location_of(pack.pack, fact)))
             });
             *widened = Some(located.collect());
         }
         self.known.index.lookup(ids, found).map_err(Error::Index)?;
-        for (id, location) in ids.iter().zip(found.iter_mut()).filter(|(_, location)| location.is_none()) {
+        for (id, location) in ids
+            .iter()
+            .zip(found.iter_mut())
+            .filter(|(_, location)| location.is_none())
+        {
             *location = widened.as_ref().and_then(|rest| rest.get(id)).copied();
         }
         Ok(())
@@ -61,7 +73,6 @@ impl<'a> Locator<'a> {
 /// A chunk that is wanted, and for what.
 pub(super) struct Wanted<T> {
     pub(super) id: ChunkId,
-    pub(super) raw_bytes: u32,
     pub(super) purpose: T,
 }
 
@@ -78,9 +89,15 @@ pub(super) struct Fetcher<'a> {
 
 impl<'a> Fetcher<'a> {
     /// A fetcher for one thread.
-    pub(super) fn new(repository: &'a Repository, locator: &'a Locator<'a>, tally: &'a Tally) -> Result<Self> {
-        let opener = Opener::new()
-            .map_err(|source| Error::PackDamaged { key: "the decompressor".to_owned(), source })?;
+    pub(super) fn new(
+        repository: &'a Repository,
+        locator: &'a Locator<'a>,
+        tally: &'a Tally,
+    ) -> Result<Self> {
+        let opener = Opener::new().map_err(|source| Error::PackDamaged {
+            key: "the decompressor".to_owned(),
+            source,
+        })?;
         Ok(Fetcher {
             repository,
             locator,
@@ -127,7 +144,11 @@ impl<'a> Fetcher<'a> {
         let pairs = found.into_iter().zip(wanted);
         let located = pairs.map(|(location, wanted)| match location {
             Some(location) => Ok((location, wanted)),
-            None => Err(Error::ChunkLost { chunk: wanted.id, needed_by: name(&wanted.purpose), source: None }),
+            None => Err(Error::ChunkLost {
+                chunk: wanted.id,
+                needed_by: name(&wanted.purpose),
+                source: None,
+            }),
         });
         located.collect()
     }
@@ -140,26 +161,43 @@ impl<'a> Fetcher<'a> {
         take: &mut impl FnMut(&T, &[u8]) -> Result<()>,
         again: &mut Vec<Wanted<T>>,
     ) -> Result<()> {
-        let (Some((first, _)), Some((last, _))) = (group.first(), group.last()) else { return Ok(()) };
+        let (Some((first, _)), Some((last, _))) = (group.first(), group.last()) else {
+            return Ok(());
+        };
         let (pack, start) = (first.pack, u64::from(first.offset));
-        let class = if first.kind == BlobKind::Node { PackClass::Meta } else { PackClass::Data };
-        self.stored.resize(usize::try_from(end_of(last) - start).unwrap_or(0), 0);
+        let class = if first.kind == BlobKind::Node {
+            PackClass::Meta
+        } else {
+            PackClass::Data
+        };
+        self.stored
+            .resize(usize::try_from(end_of(last) - start).unwrap_or(0), 0);
         let read = packs::get_range(self.repository, class, pack, start, &mut self.stored);
         if let Err(error) = read {
             return self.unreadable(group, pack, error, name, again);
         }
-        self.tally.add(Counter::FetchedBytes, self.stored.len() as u64);
+        self.tally
+            .add(Counter::FetchedBytes, self.stored.len() as u64);
         let mut previous: Option<ChunkId> = None;
         for (location, wanted) in group {
             if previous != Some(wanted.id) {
-                let from = usize::try_from(u64::from(location.offset) - start).unwrap_or(usize::MAX);
+                let from =
+                    usize::try_from(u64::from(location.offset) - start).unwrap_or(usize::MAX);
                 let length = FRAME_BYTES + location.stored_bytes as usize;
-                let frame = self.stored.get(from..from.saturating_add(length)).unwrap_or_default();
+                let frame = self
+                    .stored
+                    .get(from..from.saturating_add(length))
+                    .unwrap_or_default();
                 if let Err(source) =
-                    self.opener.open(&self.namer, &wanted.id, &location, frame, &mut self.raw)
+                    self.opener
+                        .open(&self.namer, &wanted.id, &location, frame, &mut self.raw)
                 {
                     let key = layout::pack(class, pack).to_string();
-                    let damage = Error::CopyDamaged { key, offset: location.offset, source };
+                    let damage = Error::CopyDamaged {
+                        key,
+                        offset: location.offset,
+                        source,
+                    };
                     self.pass_over(wanted, pack, damage, &name, again)?;
                     continue;
                 }
@@ -179,12 +217,14 @@ impl<'a> Fetcher<'a> {
         name: impl Fn(&T) -> String,
         again: &mut Vec<Wanted<T>>,
     ) -> Result<()> {
-        if !error.is_not_found() && !error.is_truncated() {
+        if !error.is_not_found() && error.storage_kind() != Some(ErrorKind::Truncated) {
             return Err(Error::Repository(error));
         }
         let mut cause = Some(Error::Repository(error));
         for (_, wanted) in group {
-            let damage = cause.take().unwrap_or(Error::PackVanished { pack: pack.to_string() });
+            let damage = cause.take().unwrap_or(Error::PackVanished {
+                pack: pack.to_string(),
+            });
             self.pass_over(wanted, pack, damage, &name, again)?;
         }
         Ok(())
@@ -216,13 +256,25 @@ impl<'a> Fetcher<'a> {
     }
 }
 
+fn location_of(pack: PackId, fact: &Fact) -> Location {
+    Location {
+        pack,
+        offset: fact.offset,
+        stored_bytes: fact.stored_bytes,
+        raw_bytes: fact.raw_bytes,
+        kind: fact.kind,
+    }
+}
+
 fn end_of(location: &Location) -> u64 {
     u64::from(location.offset) + FRAME_BYTES as u64 + u64::from(location.stored_bytes)
 }
 
 /// Whether `next` lies directly behind the group (or is its last chunk once more) and still fits into one read.
 fn continues<T>(group: &[(Location, Wanted<T>)], next: &Location) -> bool {
-    let (Some((first, _)), Some((last, _))) = (group.first(), group.last()) else { return false };
+    let (Some((first, _)), Some((last, _))) = (group.first(), group.last()) else {
+        return false;
+    };
     let beside = u64::from(next.offset) == end_of(last) || next.offset == last.offset;
     next.pack == last.pack && beside && end_of(next) - u64::from(first.offset) <= LARGEST_READ
 }

@@ -69,21 +69,32 @@ impl Filler<'_> {
         Ok(())
     }
 
-    fn run(&self, job: Job, fetcher: &mut Fetcher<'_>, namer: &Namer, local: &mut Vec<u8>) -> Result<()> {
+    fn run(
+        &self,
+        job: Job,
+        fetcher: &mut Fetcher<'_>,
+        namer: &Namer,
+        local: &mut Vec<u8>,
+    ) -> Result<()> {
         for (target, bytes) in &job.inline {
             self.inline(target, bytes, local)?;
         }
         let mut wanted = Vec::with_capacity(job.slots.len());
         for slot in job.slots {
             if self.is_right(&slot, namer, local)? {
-                self.tally.add(Counter::KeptBytes, u64::from(slot.extent.length));
-                self.tally.add(Counter::FileBytes, u64::from(slot.extent.length));
+                self.tally
+                    .add(Counter::KeptBytes, u64::from(slot.extent.length));
+                self.tally
+                    .add(Counter::FileBytes, u64::from(slot.extent.length));
             } else if slot.extent.parts == Parts::Zero {
                 local.clear();
                 local.resize(slot.extent.length as usize, 0);
                 self.write(&slot, local)?;
             } else {
-                wanted.push(Wanted { id: slot.extent.id, raw_bytes: slot.extent.length, purpose: slot });
+                wanted.push(Wanted {
+                    id: slot.extent.id,
+                    purpose: slot,
+                });
             }
         }
         let name = |slot: &Slot| slot.target.path.display().to_string();
@@ -102,9 +113,16 @@ impl Filler<'_> {
         let same = target.old_bytes >= bytes.len() as u64
             && target.file.read_exact_at(local, 0).is_ok()
             && local == bytes;
-        let counter = if same { Counter::KeptBytes } else { Counter::WrittenBytes };
+        let counter = if same {
+            Counter::KeptBytes
+        } else {
+            Counter::WrittenBytes
+        };
         if !same {
-            target.file.write_all_at(bytes, 0).map_err(|source| failed(target, source))?;
+            target
+                .file
+                .write_all_at(bytes, 0)
+                .map_err(|source| failed(target, source))?;
         }
         self.tally.add(counter, bytes.len() as u64);
         self.tally.add(Counter::FileBytes, bytes.len() as u64);
@@ -120,7 +138,10 @@ impl Filler<'_> {
         }
         local.resize(slot.extent.length as usize, 0);
         let read = slot.target.file.read_exact_at(local, slot.offset);
-        read.map_err(|source| Error::ReadFile { path: slot.target.path.clone(), source })?;
+        read.map_err(|source| Error::ReadFile {
+            path: slot.target.path.clone(),
+            source,
+        })?;
         self.tally.add(Counter::ReadBytes, local.len() as u64);
         if zero {
             return Ok(local.iter().all(|byte| *byte == 0));
@@ -129,7 +150,10 @@ impl Filler<'_> {
     }
 
     fn write(&self, slot: &Slot, bytes: &[u8]) -> Result<()> {
-        slot.target.file.write_all_at(bytes, slot.offset).map_err(|source| failed(&slot.target, source))?;
+        slot.target
+            .file
+            .write_all_at(bytes, slot.offset)
+            .map_err(|source| failed(&slot.target, source))?;
         self.tally.add(Counter::WrittenBytes, bytes.len() as u64);
         self.tally.add(Counter::FileBytes, bytes.len() as u64);
         Ok(())
@@ -137,12 +161,22 @@ impl Filler<'_> {
 }
 
 fn failed(target: &Target, source: std::io::Error) -> Error {
-    Error::WriteFile { path: target.path.clone(), source }
+    Error::WriteFile {
+        path: target.path.clone(),
+        source,
+    }
 }
 
 /// Gives a file that is whole its time stamp.
 fn finish(target: &Target) -> Result<()> {
     let since = Duration::from_nanos(target.modified_ns.unsigned_abs());
-    let modified = if target.modified_ns < 0 { SystemTime::UNIX_EPOCH - since } else { SystemTime::UNIX_EPOCH + since };
-    target.file.set_times(FileTimes::new().set_modified(modified)).map_err(|source| failed(target, source))
+    let modified = if target.modified_ns < 0 {
+        SystemTime::UNIX_EPOCH - since
+    } else {
+        SystemTime::UNIX_EPOCH + since
+    };
+    target
+        .file
+        .set_times(FileTimes::new().set_modified(modified))
+        .map_err(|source| failed(target, source))
 }

@@ -1,9 +1,9 @@
 //! What is in a repository: stanzas, their epochs, their WAL, their backups.
 
 use crate::actions::error::{Error, Result};
-use crate::actions::label::committed;
+use crate::actions::label::{committed, running};
 use crate::repository::snapshot::{self, Manifest};
-use crate::repository::{Repository, run, stanza, wal};
+use crate::repository::{Repository, stanza, wal};
 
 /// One stanza.
 #[derive(Debug, Clone)]
@@ -53,11 +53,16 @@ pub fn info(repository: &Repository, stanza: Option<&str>) -> Result<Vec<StanzaI
     Ok(infos)
 }
 
-fn of_stanza(repository: &Repository, name: String, epochs: &[stanza::Epoch]) -> Result<StanzaInfo> {
+fn of_stanza(
+    repository: &Repository,
+    name: String,
+    epochs: &[stanza::Epoch],
+) -> Result<StanzaInfo> {
     let mut listed = Vec::new();
     for (id, epoch) in (1..).zip(epochs) {
         let epoch_name = epoch.name();
-        let (wal_min, wal_max) = wal::bounds(repository, &name, &epoch_name).map_err(Error::Repository)?;
+        let (wal_min, wal_max) =
+            wal::bounds(repository, &name, &epoch_name).map_err(Error::Repository)?;
         listed.push(EpochInfo {
             n: epoch.n,
             name: epoch_name,
@@ -68,9 +73,20 @@ fn of_stanza(repository: &Repository, name: String, epochs: &[stanza::Epoch]) ->
             wal_max,
         });
     }
-    let backups = committed(repository, &name)?.into_iter().map(|backup| backup.manifest).collect();
+    let backups = committed(repository, &name)?
+        .into_iter()
+        .map(|backup| backup.manifest)
+        .collect();
     let decided = snapshot::list(repository, &name).map_err(Error::Repository)?;
-    let running = run::list_backups(repository, &name).map_err(Error::Repository)?;
-    let undecided = running.iter().filter(|run| decided.iter().all(|snapshot| snapshot.run != run.run)).count();
-    Ok(StanzaInfo { name, epochs: listed, backups, undecided: u32::try_from(undecided).unwrap_or(u32::MAX) })
+    let running = running(repository, &name)?;
+    let undecided = running
+        .iter()
+        .filter(|run| decided.iter().all(|snapshot| snapshot.run != run.run))
+        .count();
+    Ok(StanzaInfo {
+        name,
+        epochs: listed,
+        backups,
+        undecided: u32::try_from(undecided).unwrap_or(u32::MAX),
+    })
 }

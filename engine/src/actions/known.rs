@@ -10,7 +10,7 @@ use crate::actions::error::{Error, Result};
 use crate::actions::session::Session;
 use crate::dedup::index::ChunkIndex;
 use crate::ids::PackId;
-use crate::pack::reader::read_footer;
+use crate::pack::reader::{ReadError, read_footer};
 use crate::repository::gc_log;
 use crate::repository::layout::{self, PackClass};
 use crate::repository::segment::{self, Fact, IndexSegment, PackFacts};
@@ -38,30 +38,53 @@ pub(super) struct Known {
 }
 
 /// Opens the index in `cache` and applies what it has not seen.
-pub(super) fn bring_up_to_date(session: &Session<'_>, cache: &Path, scope: Scope<'_>) -> Result<Known> {
+pub(super) fn bring_up_to_date(
+    session: &Session<'_>,
+    cache: &Path,
+    scope: Scope<'_>,
+) -> Result<Known> {
     let repository = session.repository;
     let gc_checksum = |number| gc_log::checksum(repository, number).ok().flatten();
     let place = repository.storage.describe();
-    let index = ChunkIndex::open(cache, repository.id, &place, &gc_checksum).map_err(Error::Index)?;
+    let index =
+        ChunkIndex::open(cache, repository.id, &place, &gc_checksum).map_err(Error::Index)?;
     let mut keys = segment_keys(repository, scope)?;
-    let missing: Vec<String> = index.missing_segments(&keys).into_iter().map(str::to_owned).collect();
+    let missing: Vec<String> = index
+        .missing_segments(&keys)
+        .into_iter()
+        .map(str::to_owned)
+        .collect();
     for key in missing {
         apply(repository, &index, &key)?;
     }
     let mut listed = Vec::new();
     for class in [PackClass::Data, PackClass::Meta] {
         let of_class = packs::list(repository, class).map_err(Error::Repository)?;
-        listed.extend(of_class.into_iter().map(|pack| (class, pack.pack, pack.bytes)));
+        listed.extend(
+            of_class
+                .into_iter()
+                .map(|pack| (class, pack.pack, pack.bytes)),
+        );
     }
-    let sizes: Vec<(PackId, u64)> = listed.iter().map(|(_, pack, bytes)| (*pack, *bytes)).collect();
+    let sizes: Vec<(PackId, u64)> = listed
+        .iter()
+        .map(|(_, pack, bytes)| (*pack, *bytes))
+        .collect();
     let suspects = index.set_packs(&sizes, &session.unusable());
     let quarantine = session.quarantined()?;
     for (chunk, pack) in &quarantine {
         index.quarantine(*chunk, *pack);
     }
-    index.bind_gc((session.gc.newest, session.gc.checksum)).map_err(Error::Index)?;
+    index
+        .bind_gc((session.gc.newest, session.gc.checksum))
+        .map_err(Error::Index)?;
     keys.clear();
-    Ok(Known { index, suspects, quarantined: !quarantine.is_empty(), listed })
+    Ok(Known {
+        index,
+        suspects,
+        quarantined: !quarantine.is_empty(),
+        listed,
+    })
 }
 
 /// Applies the segments that were left out so far.
@@ -70,16 +93,21 @@ pub(super) fn widen(session: &Session<'_>, known: &Known) -> Result<()> {
     for key in known.index.missing_segments(&keys) {
         apply(session.repository, &known.index, key)?;
     }
-    let sizes: Vec<(PackId, u64)> = known.listed.iter().map(|(_, pack, bytes)| (*pack, *bytes)).collect();
+    let sizes: Vec<(PackId, u64)> = known
+        .listed
+        .iter()
+        .map(|(_, pack, bytes)| (*pack, *bytes))
+        .collect();
     known.index.set_packs(&sizes, &session.unusable());
     Ok(())
 }
 
 fn segment_keys(repository: &Repository, scope: Scope<'_>) -> Result<Vec<String>> {
     let prefixes = match scope {
-        Scope::All => vec![layout::index_prefix(None)],
+        Scope::All => vec![layout::index_prefix(None).map_err(Error::Repository)?],
         Scope::Stanza(stanza) => {
-            vec![layout::index_prefix(Some(stanza)), layout::index_prefix(Some(layout::MAINTENANCE_SCOPE))]
+            let of = |scope| layout::index_prefix(Some(scope)).map_err(Error::Repository);
+            vec![of(stanza)?, of(layout::MAINTENANCE_SCOPE)?]
         }
     };
     let mut keys = Vec::new();
@@ -92,7 +120,9 @@ fn segment_keys(repository: &Repository, scope: Scope<'_>) -> Result<Vec<String>
 
 /// Applies one segment. One that is gone was merged into another, which the next listing shows.
 fn apply(repository: &Repository, index: &ChunkIndex, key: &str) -> Result<()> {
-    let Some(key) = crate::storage::Key::new(key) else { return Ok(()) };
+    let Some(key) = crate::storage::Key::new(key) else {
+        return Ok(());
+    };
     match segment::get(repository, &key) {
         Ok(segment) => index.apply(key.as_str(), &segment).map_err(Error::Index),
         Err(error) if error.is_not_found() => Ok(()),
@@ -107,14 +137,21 @@ pub(super) fn unindexed(
     known: &Known,
     problem: &mut dyn FnMut(String, String),
 ) -> Result<IndexSegment> {
-    let sizes: Vec<(PackId, u64)> = known.listed.iter().map(|(_, pack, bytes)| (*pack, *bytes)).collect();
+    let sizes: Vec<(PackId, u64)> = known
+        .listed
+        .iter()
+        .map(|(_, pack, bytes)| (*pack, *bytes))
+        .collect();
     let mut found = Vec::new();
     for (pack, bytes) in known.index.unindexed(&sizes) {
-        let Some((class, ..)) = known.listed.iter().find(|(_, listed, _)| *listed == pack) else { continue };
+        let Some((class, ..)) = known.listed.iter().find(|(_, listed, _)| *listed == pack) else {
+            continue;
+        };
         let key = layout::pack(*class, pack);
-        let mut fetch = |offset, buffer: &mut [u8]| repository.storage.get_range(&key, offset, buffer);
+        let mut fetch =
+            |offset, buffer: &mut [u8]| repository.storage.get_range(&key, offset, buffer);
         match read_footer(&mut fetch, bytes) {
-            Ok(Ok(entries)) => {
+            Ok(entries) => {
                 let fact = |entry: crate::pack::format::FooterEntry| Fact {
                     id: entry.id,
                     kind: entry.kind,
@@ -123,11 +160,24 @@ pub(super) fn unindexed(
                     raw_bytes: entry.raw_bytes,
                 };
                 let blobs = entries.into_iter().map(fact).collect();
-                found.push(PackFacts { pack, class: *class, bytes, blobs });
+                found.push(PackFacts {
+                    pack,
+                    class: *class,
+                    bytes,
+                    blobs,
+                });
             }
-            Ok(Err(damage)) => problem(key.to_string(), format!("is in no index segment and unreadable: {damage}")),
-            Err(error) => return Err(Error::Storage(error)),
+            Err(ReadError::Pack(damage)) => {
+                problem(
+                    key.to_string(),
+                    format!("is in no index segment and unreadable: {damage}"),
+                );
+            }
+            Err(ReadError::Fetch(error)) => return Err(Error::Storage(error)),
         }
     }
-    Ok(IndexSegment { packs: found, replaces: Vec::new() })
+    Ok(IndexSegment {
+        packs: found,
+        replaces: Vec::new(),
+    })
 }

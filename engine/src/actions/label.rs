@@ -6,9 +6,9 @@
 
 use crate::actions::error::{Error, Result};
 use crate::actions::session::{Session, announce};
-use crate::repository::Repository;
 use crate::repository::run::{self, Role};
 use crate::repository::snapshot::{self, BackupType, Manifest, Register, Snapshot};
+use crate::repository::{Repository, layout};
 
 /// A newest backup this far ahead of the clock means that the clock is wrong.
 const FAR_AHEAD_MS: i64 = 3_600_000;
@@ -27,8 +27,13 @@ pub(super) fn committed(repository: &Repository, stanza: &str) -> Result<Vec<Com
         if snapshot.forgotten {
             continue;
         }
-        if let Register::Committed(manifest) = snapshot::read(repository, &snapshot).map_err(Error::Repository)? {
-            found.push(Committed { snapshot, manifest: *manifest });
+        if let Register::Committed(manifest) =
+            snapshot::read(repository, &snapshot).map_err(Error::Repository)?
+        {
+            found.push(Committed {
+                snapshot,
+                manifest: *manifest,
+            });
         }
     }
     Ok(found)
@@ -49,7 +54,9 @@ pub(super) fn choose(
     same_cluster: impl Fn(&Manifest) -> bool,
 ) -> (BackupType, Option<Committed>, Option<String>) {
     existing.retain(|backup| same_cluster(&backup.manifest));
-    let newest_full = existing.iter().rposition(|backup| backup.manifest.backup_type == BackupType::Full);
+    let newest_full = existing
+        .iter()
+        .rposition(|backup| backup.manifest.backup_type == BackupType::Full);
     let Some(newest_full) = newest_full else {
         return (BackupType::Full, existing.pop(), None);
     };
@@ -64,7 +71,9 @@ pub(super) fn choose(
 /// The label of a backup that begins at `stamp` (`YYYYMMDD-HHMMSS`); `full` is what a diff or incr is filed under.
 fn label(backup_type: BackupType, full: Option<&str>, stamp: &str) -> String {
     match full {
-        Some(full) if backup_type != BackupType::Full => format!("{full}_{stamp}{}", backup_type.letter()),
+        Some(full) if backup_type != BackupType::Full => {
+            format!("{full}_{stamp}{}", backup_type.letter())
+        }
         _ => format!("{stamp}F"),
     }
 }
@@ -97,7 +106,10 @@ pub(super) fn announce_unique<'a>(
     }
     loop {
         let label = label(backup_type, full, &stamp(at_ms));
-        let role = Role::Backup { stanza: stanza.to_owned(), label: label.clone() };
+        let role = Role::Backup {
+            stanza: stanza.to_owned(),
+            label: label.clone(),
+        };
         let session = announce(repository, role, host, now_ms)?;
         if !is_taken(repository, stanza, &stamp(at_ms), &session)? {
             return Ok((label, session));
@@ -107,14 +119,23 @@ pub(super) fn announce_unique<'a>(
     }
 }
 
+/// The announced backups of a stanza.
+pub(super) fn running(repository: &Repository, stanza: &str) -> Result<Vec<run::ListedRun>> {
+    let prefix = layout::backup_runs_prefix(stanza).map_err(Error::Repository)?;
+    run::list_runs(repository, &prefix).map_err(Error::Repository)
+}
+
 fn newest_stamp(repository: &Repository, stanza: &str) -> Result<Option<String>> {
     let listed = snapshot::list(repository, stanza).map_err(Error::Repository)?;
-    Ok(listed.iter().map(|snapshot| stamp_of(&snapshot.label).to_owned()).max())
+    Ok(listed
+        .iter()
+        .map(|snapshot| stamp_of(&snapshot.label).to_owned())
+        .max())
 }
 
 /// Whether another run or backup of the stanza has this time stamp.
 fn is_taken(repository: &Repository, stanza: &str, stamp: &str, own: &Session<'_>) -> Result<bool> {
-    let running = run::list_backups(repository, stanza).map_err(Error::Repository)?;
+    let running = running(repository, stanza)?;
     let other = |listed: &run::ListedRun| {
         listed.run != own.run
             && matches!(&listed.role, Role::Backup { label, .. } if stamp_of(label) == stamp)
@@ -123,7 +144,9 @@ fn is_taken(repository: &Repository, stanza: &str, stamp: &str, own: &Session<'_
         return Ok(true);
     }
     let listed = snapshot::list(repository, stanza).map_err(Error::Repository)?;
-    Ok(listed.iter().any(|snapshot| stamp_of(&snapshot.label) == stamp))
+    Ok(listed
+        .iter()
+        .any(|snapshot| stamp_of(&snapshot.label) == stamp))
 }
 
 #[cfg(test)]
@@ -132,8 +155,15 @@ mod tests {
 
     #[test]
     fn labels_have_pgbackrests_form() {
-        assert_eq!(label(BackupType::Full, None, "20261124-101112"), "20261124-101112F");
-        let incr = label(BackupType::Incr, Some("20261124-101112F"), "20261124-121314");
+        assert_eq!(
+            label(BackupType::Full, None, "20261124-101112"),
+            "20261124-101112F"
+        );
+        let incr = label(
+            BackupType::Incr,
+            Some("20261124-101112F"),
+            "20261124-121314",
+        );
         assert_eq!(incr, "20261124-101112F_20261124-121314I");
         assert_eq!(stamp_of(&incr), "20261124-121314");
         assert_eq!(stamp_of("20261124-101112F"), "20261124-101112");

@@ -8,12 +8,15 @@ use std::collections::VecDeque;
 use std::sync::Mutex;
 
 use crate::actions::error::{Error, Result};
+use crate::actions::fetch::Locator;
 use crate::dedup::index::ChunkIndex;
 use crate::ids::{BlobKind, ChunkId, Extent, Location, Namer, PackId};
 use crate::pack::format::FRAME_BYTES;
 use crate::pack::reader::Opener;
 use crate::repository::layout::{self, PackClass};
-use crate::repository::tree::{Child, Content, Entry, Node, compare_paths, decode_extent_node, decode_node};
+use crate::repository::tree::{
+    Child, Content, Entry, Node, TreeError, compare_paths, decode_extent_node, decode_node,
+};
 use crate::repository::{Repository, packs};
 
 /// Nodes lie side by side in the order in which a walk needs them: what is read at once.
@@ -25,6 +28,7 @@ const WINDOWS: usize = 32;
 pub(super) struct NodeReader<'a> {
     repository: &'a Repository,
     index: &'a ChunkIndex,
+    locator: Option<&'a Locator<'a>>,
     label: String,
     state: Mutex<State>,
 }
@@ -44,47 +48,106 @@ struct Window {
 
 impl<'a> NodeReader<'a> {
     /// A reader of the nodes of backup `label`.
-    pub(super) fn new(repository: &'a Repository, index: &'a ChunkIndex, label: &str) -> Result<Self> {
-        let opener = Opener::new().map_err(|source| Error::PackDamaged { key: label.to_owned(), source })?;
-        let state = State { windows: VecDeque::new(), opener, node: Vec::new(), namer: Namer::plain() };
-        Ok(NodeReader { repository, index, label: label.to_owned(), state: Mutex::new(state) })
+    pub(super) fn new(
+        repository: &'a Repository,
+        index: &'a ChunkIndex,
+        label: &str,
+    ) -> Result<Self> {
+        let opener = Opener::new().map_err(|source| Error::PackDamaged {
+            key: label.to_owned(),
+            source,
+        })?;
+        let state = State {
+            windows: VecDeque::new(),
+            opener,
+            node: Vec::new(),
+            namer: Namer::plain(),
+        };
+        Ok(NodeReader {
+            repository,
+            index,
+            locator: None,
+            label: label.to_owned(),
+            state: Mutex::new(state),
+        })
+    }
+
+    /// Lets the reader ask the whole repository for a node that the index does not know.
+    pub(super) fn with_locator(self, locator: &'a Locator<'a>) -> Self {
+        NodeReader {
+            locator: Some(locator),
+            ..self
+        }
     }
 
     /// Decodes the node `id` with `decode`.
     fn with<T>(
         &self,
         id: ChunkId,
-        decode: impl FnOnce(&[u8]) -> std::result::Result<T, crate::repository::TreeError>,
+        decode: impl FnOnce(&[u8]) -> std::result::Result<T, TreeError>,
     ) -> Result<T> {
         let location = self.locate(id)?;
-        let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut state = self
+            .state
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         let state = &mut *state;
         let length = FRAME_BYTES as u64 + u64::from(location.stored_bytes);
         let at = self.window(&mut state.windows, &location, length)?;
         let window = &state.windows[at];
-        let from = usize::try_from(u64::from(location.offset) - window.offset).unwrap_or(usize::MAX);
-        let frame = window.bytes.get(from..).and_then(|rest| rest.get(..usize::try_from(length).ok()?));
+        let from =
+            usize::try_from(u64::from(location.offset) - window.offset).unwrap_or(usize::MAX);
+        let frame = window
+            .bytes
+            .get(from..)
+            .and_then(|rest| rest.get(..usize::try_from(length).ok()?));
         let frame = frame.ok_or_else(|| self.lost(id))?;
-        state.opener.open(&state.namer, &id, &location, frame, &mut state.node).map_err(|source| {
-            let key = layout::pack(PackClass::Meta, location.pack).to_string();
-            Error::CopyDamaged { key, offset: location.offset, source }
-        })?;
-        decode(&state.node).map_err(|source| Error::TreeDamaged { node: id, label: self.label.clone(), source })
+        state
+            .opener
+            .open(&state.namer, &id, &location, frame, &mut state.node)
+            .map_err(|source| {
+                let key = layout::pack(PackClass::Meta, location.pack).to_string();
+                Error::CopyDamaged {
+                    key,
+                    offset: location.offset,
+                    source,
+                }
+            })?;
+        decode(&state.node).map_err(|source| Error::TreeDamaged {
+            node: id,
+            label: self.label.clone(),
+            source,
+        })
     }
 
     fn locate(&self, id: ChunkId) -> Result<Location> {
         let mut found = Vec::with_capacity(1);
-        self.index.lookup(&[id], &mut found).map_err(Error::Index)?;
-        let location = found.pop().flatten().filter(|location| location.kind == BlobKind::Node);
+        match self.locator {
+            Some(locator) => locator.locate(&[id], &mut found)?,
+            None => self.index.lookup(&[id], &mut found).map_err(Error::Index)?,
+        }
+        let location = found
+            .pop()
+            .flatten()
+            .filter(|location| location.kind == BlobKind::Node);
         location.ok_or_else(|| self.lost(id))
     }
 
     fn lost(&self, id: ChunkId) -> Error {
-        Error::ChunkLost { chunk: id, needed_by: format!("the tree of backup {}", self.label), source: None }
+        Error::ChunkLost {
+            chunk: id,
+            needed_by: format!("the tree of backup {}", self.label),
+            source: None,
+        }
     }
 
     /// The place in `windows` of one that holds `length` bytes from the location on; reads it if need be.
-    fn window(&self, windows: &mut VecDeque<Window>, location: &Location, length: u64) -> Result<usize> {
+    fn window(
+        &self,
+        windows: &mut VecDeque<Window>,
+        location: &Location,
+        length: u64,
+    ) -> Result<usize> {
         let offset = u64::from(location.offset);
         let holds = |window: &Window| {
             window.pack == location.pack
@@ -94,20 +157,46 @@ impl<'a> NodeReader<'a> {
         if let Some(at) = windows.iter().position(holds) {
             return Ok(at);
         }
-        let end = self.index.pack_bytes(&location.pack).unwrap_or(0).min(offset + WINDOW_BYTES).max(offset + length);
+        let end = self
+            .index
+            .pack_bytes(&location.pack)
+            .unwrap_or(0)
+            .min(offset + WINDOW_BYTES)
+            .max(offset + length);
         let mut bytes = vec![0; usize::try_from(end - offset).unwrap_or(0)];
-        packs::get_range(self.repository, PackClass::Meta, location.pack, offset, &mut bytes)
-            .map_err(Error::Repository)?;
+        packs::get_range(
+            self.repository,
+            PackClass::Meta,
+            location.pack,
+            offset,
+            &mut bytes,
+        )
+        .map_err(Error::Repository)?;
         if windows.len() == WINDOWS {
             windows.pop_front();
         }
-        windows.push_back(Window { pack: location.pack, offset, bytes });
+        windows.push_back(Window {
+            pack: location.pack,
+            offset,
+            bytes,
+        });
         Ok(windows.len() - 1)
     }
 
     /// The extents of `content` that begin in `from..to` of the file, with the offset at which the first of them begins.
-    pub(super) fn extents(&self, content: &Content, from: u64, to: u64) -> Result<(u64, Vec<Extent>)> {
-        let mut picked = Picked { from, to, at: 0, begin: None, extents: Vec::new() };
+    pub(super) fn extents(
+        &self,
+        content: &Content,
+        from: u64,
+        to: u64,
+    ) -> Result<(u64, Vec<Extent>)> {
+        let mut picked = Picked {
+            from,
+            to,
+            at: 0,
+            begin: None,
+            extents: Vec::new(),
+        };
         match content {
             Content::Nothing | Content::Inline(_) => {}
             Content::Extents(extents) => picked.take(extents),
@@ -157,7 +246,11 @@ pub(super) struct TreeCursor<'r, 'a> {
 impl<'r, 'a> TreeCursor<'r, 'a> {
     /// A cursor before the first entry below `root`.
     pub(super) fn new(nodes: &'r NodeReader<'a>, root: ChunkId) -> Result<Self> {
-        let mut cursor = TreeCursor { nodes, levels: Vec::new(), leaf: Vec::new() };
+        let mut cursor = TreeCursor {
+            nodes,
+            levels: Vec::new(),
+            leaf: Vec::new(),
+        };
         cursor.descend(root)?;
         Ok(cursor)
     }
@@ -186,7 +279,9 @@ impl<'r, 'a> TreeCursor<'r, 'a> {
     pub(super) fn seek(&mut self, path: &[u8]) -> Result<Option<Entry>> {
         loop {
             self.fill(Some(path))?;
-            let Some(next) = self.leaf.last() else { return Ok(None) };
+            let Some(next) = self.leaf.last() else {
+                return Ok(None);
+            };
             match compare_paths(&next.path, path) {
                 Ordering::Less => drop(self.leaf.pop()),
                 Ordering::Equal => return Ok(self.leaf.pop()),
@@ -198,12 +293,15 @@ impl<'r, 'a> TreeCursor<'r, 'a> {
     /// Opens leaves until one has an entry left; with a path, skips subtrees that end before it.
     fn fill(&mut self, path: Option<&[u8]>) -> Result<()> {
         while self.leaf.is_empty() {
-            let Some(children) = self.levels.last_mut() else { return Ok(()) };
+            let Some(children) = self.levels.last_mut() else {
+                return Ok(());
+            };
             let Some(child) = children.pop() else {
                 self.levels.pop();
                 continue;
             };
-            let ends_before = |next: &Child, path| compare_paths(&next.first_path, path) != Ordering::Greater;
+            let ends_before =
+                |next: &Child, path| compare_paths(&next.first_path, path) != Ordering::Greater;
             if let (Some(path), Some(next)) = (path, children.last())
                 && ends_before(next, path)
             {

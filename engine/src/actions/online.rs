@@ -56,12 +56,14 @@ impl Window {
 
     /// The first segment that the backup needs.
     pub(super) fn wal_start(&self, segment_bytes: u32) -> Option<String> {
-        self.online.then(|| self.start_segment(segment_bytes).file_name(segment_bytes))
+        self.online
+            .then(|| self.start_segment(segment_bytes).file_name(segment_bytes))
     }
 
     /// The last segment that the backup needs.
     pub(super) fn wal_stop(&self, segment_bytes: u32) -> Option<String> {
-        self.online.then(|| self.stop_segment(segment_bytes).file_name(segment_bytes))
+        self.online
+            .then(|| self.stop_segment(segment_bytes).file_name(segment_bytes))
     }
 }
 
@@ -76,7 +78,10 @@ impl<'s> BackupMode<'s> {
             if !options.force {
                 refuse_running(&options.pgdata).map_err(Error::Cluster)?;
             }
-            let clean = matches!(control.state, ClusterState::ShutDown | ClusterState::ShutDownInRecovery);
+            let clean = matches!(
+                control.state,
+                ClusterState::ShutDown | ClusterState::ShutDownInRecovery
+            );
             if !clean && !options.force {
                 return Err(Error::ClusterRunning(options.pgdata.clone()));
             }
@@ -116,18 +121,27 @@ impl<'s> BackupMode<'s> {
             tablespace_map: None,
             online: false,
         };
-        let BackupMode::Online(server) = self else { return Ok(window) };
+        let BackupMode::Online(server) = self else {
+            return Ok(window);
+        };
         window.online = true;
-        window.start_lsn = server.start_backup(&format!("pgcairn backup {label}"), options.start_fast)
+        window.start_lsn = server
+            .start_backup(&format!("pgcairn backup {label}"), options.start_fast)
             .map_err(Error::Cluster)?
             .lsn;
         let now = control_file::read(&options.pgdata).map_err(Error::Cluster)?;
         if now.system_id != control.system_id || now.checkpoint < window.start_lsn {
-            return Err(Error::DifferentCluster { what: "the start checkpoint", pgdata: options.pgdata.clone() });
+            return Err(Error::DifferentCluster {
+                what: "the start checkpoint",
+                pgdata: options.pgdata.clone(),
+            });
         }
         window.timeline = now.timeline;
         let databases = server.databases().map_err(Error::Cluster)?;
-        window.databases = databases.into_iter().map(|(oid, name)| Database { oid, name }).collect();
+        window.databases = databases
+            .into_iter()
+            .map(|(oid, name)| Database { oid, name })
+            .collect();
         let tablespaces = server.tablespaces().map_err(Error::Cluster)?;
         let tablespace = |(oid, name, location): (u32, String, String)| Tablespace {
             oid,
@@ -144,7 +158,9 @@ impl<'s> BackupMode<'s> {
 
     /// Leaves backup mode.
     pub(super) fn stop(&mut self, window: &mut Window) -> Result<()> {
-        let BackupMode::Online(server) = self else { return Ok(()) };
+        let BackupMode::Online(server) = self else {
+            return Ok(());
+        };
         window.written_lsn = server.insert_lsn().map_err(Error::Cluster)?;
         let stopped = server.stop_backup().map_err(Error::Cluster)?;
         window.stop_lsn = stopped.lsn;
@@ -168,7 +184,9 @@ impl<'s> BackupMode<'s> {
         }
         let bytes = control.wal_segment_bytes;
         let archive = archive(repository, options, epoch, control);
-        archive.wait_for(window.start_segment(bytes), window.stop_segment(bytes)).map(drop)
+        archive
+            .wait_for(window.start_segment(bytes), window.stop_segment(bytes))
+            .map(drop)
     }
 }
 
@@ -188,19 +206,34 @@ fn archive<'a>(
 }
 
 /// Checks that the server is the one whose files we read, and that it archives to us.
-fn check_identity(identity: &Identity, options: &BackupOptions, control: &ControlFile) -> Result<()> {
-    let differs = |what| Error::DifferentCluster { what, pgdata: options.pgdata.clone() };
+fn check_identity(
+    identity: &Identity,
+    options: &BackupOptions,
+    control: &ControlFile,
+) -> Result<()> {
+    let differs = |what| Error::DifferentCluster {
+        what,
+        pgdata: options.pgdata.clone(),
+    };
     if identity.version_num / 10_000 != control.version {
         return Err(differs("the version"));
     }
-    let configured = options.pgdata.canonicalize().unwrap_or_else(|_| options.pgdata.clone());
+    let configured = options
+        .pgdata
+        .canonicalize()
+        .unwrap_or_else(|_| options.pgdata.clone());
     let server = Path::new(&identity.data_directory);
     if server.canonicalize().unwrap_or_else(|_| server.to_owned()) != configured {
         let configured = options.pgdata.clone();
-        return Err(Error::DifferentDirectory { server: server.to_owned(), configured });
+        return Err(Error::DifferentDirectory {
+            server: server.to_owned(),
+            configured,
+        });
     }
     if identity.in_recovery {
-        return Err(Error::ServerChanged("it is a standby: back up the primary".to_owned()));
+        return Err(Error::ServerChanged(
+            "it is a standby: back up the primary".to_owned(),
+        ));
     }
     if identity.wal_level == "minimal" {
         return Err(Error::WalLevel(identity.wal_level.clone()));

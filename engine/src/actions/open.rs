@@ -18,14 +18,18 @@ pub enum StorageLocation {
 /// The storage at a place that exists.
 pub fn open_storage(location: &StorageLocation) -> Result<Arc<dyn Storage>> {
     match location {
-        StorageLocation::Directory(path) => Ok(Arc::new(LocalStorage::open(path).map_err(Error::Storage)?)),
+        StorageLocation::Directory(path) => {
+            Ok(Arc::new(LocalStorage::open(path).map_err(Error::Storage)?))
+        }
     }
 }
 
 /// The storage at a place that is made if need be; only making a stanza does that.
 pub fn create_storage(location: &StorageLocation) -> Result<Arc<dyn Storage>> {
     match location {
-        StorageLocation::Directory(path) => Ok(Arc::new(LocalStorage::create(path).map_err(Error::Storage)?)),
+        StorageLocation::Directory(path) => Ok(Arc::new(
+            LocalStorage::create(path).map_err(Error::Storage)?,
+        )),
     }
 }
 

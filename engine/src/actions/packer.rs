@@ -97,29 +97,47 @@ impl<'a> Packer<'a> {
         id: ChunkId,
         raw: &[u8],
     ) -> std::result::Result<Offered, OfferError> {
-        if let Claim::Taken { stored_bytes } = self.claims.claim(id) {
-            return Ok(Offered { stored_bytes, new: false });
+        if let Claim::Taken { stored_bytes } = self.claims.claim(&id) {
+            return Ok(Offered {
+                stored_bytes,
+                new: false,
+            });
         }
-        let sealed = sealer.seal(namer, kind, id, raw).map_err(OfferError::Pack)?;
+        let sealed = sealer
+            .seal(namer, kind, id, raw)
+            .map_err(OfferError::Pack)?;
         let stored_bytes = u32::try_from(sealed.payload.len()).unwrap_or(u32::MAX);
         let (class, open, target) = match kind {
             BlobKind::Node => (PackClass::Meta, &self.meta, META_PACK_TARGET),
             BlobKind::Data | BlobKind::Wal => (PackClass::Data, &self.data, DATA_PACK_TARGET),
         };
         let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(writer) = open.take_if(|writer| writer.body_bytes() + sealed.payload.len() > target) {
-            self.hand_over(Full { class, writer }).map_err(OfferError::Run)?;
+        if let Some(writer) =
+            open.take_if(|writer| writer.body_bytes() + sealed.payload.len() > target)
+        {
+            self.hand_over(Full { class, writer })
+                .map_err(OfferError::Run)?;
         }
-        let writer = open.get_or_insert_with(|| PackWriter::with_buffer(self.spare.1.try_next().unwrap_or_default()));
+        let writer = open.get_or_insert_with(|| match self.spare.1.try_next() {
+            Some(buffer) => PackWriter::with_buffer(buffer),
+            None => PackWriter::new(target),
+        });
         writer.push(&sealed).map_err(OfferError::Pack)?;
         drop(open);
-        self.claims.fulfil(id, stored_bytes);
-        Ok(Offered { stored_bytes, new: true })
+        self.claims.fulfil(&id, stored_bytes);
+        Ok(Offered {
+            stored_bytes,
+            new: true,
+        })
     }
 
     /// Sends a pack to the storing threads; waits while they are busy, which is what bounds the memory.
     fn hand_over(&self, full: Full) -> Result<()> {
-        let outlet = self.full.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let outlet = self
+            .full
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         outlet.ok_or(Error::Cancelled)?.send(full)
     }
 
@@ -136,7 +154,12 @@ impl<'a> Packer<'a> {
 
     /// Lets the storing threads end without the open packs.
     pub(super) fn abandon(&self) {
-        drop(self.full.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(
+            self.full
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take(),
+        );
     }
 
     /// What each storing thread does: puts packs until there are no more.
@@ -174,17 +197,27 @@ impl<'a> Packer<'a> {
         self.spare.0.offer(buffer);
         let due = {
             let mut facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
-            facts.packs.push(PackFacts { pack, class, bytes, blobs });
+            facts.packs.push(PackFacts {
+                pack,
+                class,
+                bytes,
+                blobs,
+            });
             let oldest = *facts.oldest.get_or_insert_with(Instant::now);
             let due = facts.packs.len() >= PACKS_PER_SEGMENT || oldest.elapsed() >= SEGMENT_AGE;
-            if due { std::mem::take(&mut *facts).packs } else { Vec::new() }
+            if due {
+                std::mem::take(&mut *facts).packs
+            } else {
+                Vec::new()
+            }
         };
         self.publish(due)
     }
 
     /// Publishes what no segment names yet. After it, whatever was offered is known to everybody.
     pub(super) fn publish_rest(&self) -> Result<()> {
-        let rest = std::mem::take(&mut *self.facts.lock().unwrap_or_else(PoisonError::into_inner)).packs;
+        let rest =
+            std::mem::take(&mut *self.facts.lock().unwrap_or_else(PoisonError::into_inner)).packs;
         self.publish(rest)
     }
 
@@ -194,13 +227,23 @@ impl<'a> Packer<'a> {
             return Ok(());
         }
         let n = self.segments.fetch_add(1, Ordering::Relaxed);
-        let segment = IndexSegment { packs, replaces: Vec::new() };
-        let (key, bytes) =
-            segment::put(self.repository, self.scope, self.session.run, n, &segment).map_err(Error::Repository)?;
-        self.tally.add(Counter::StoredBytes, bytes);
-        self.index.apply(key.as_str(), &segment).map_err(Error::Index)?;
+        let segment = IndexSegment {
+            packs,
+            replaces: Vec::new(),
+        };
+        let key = segment::put(self.repository, self.scope, self.session.run, n, &segment)
+            .map_err(Error::Repository)?;
+        self.index
+            .apply(key.as_str(), &segment)
+            .map_err(Error::Index)?;
+        let put: Vec<(PackId, u64)> = segment
+            .packs
+            .iter()
+            .map(|pack| (pack.pack, pack.bytes))
+            .collect();
+        self.index.mark_put(&put);
         for pack in &segment.packs {
-            self.claims.release(pack.blobs.iter().map(|fact| fact.id));
+            self.claims.release(pack.blobs.iter().map(|fact| &fact.id));
         }
         Ok(())
     }
@@ -218,7 +261,10 @@ impl OfferError {
     /// As an error of the action, about `path`.
     pub(super) fn about(self, path: &[u8]) -> Error {
         match self {
-            OfferError::Pack(source) => Error::Pack { path: String::from_utf8_lossy(path).into_owned(), source },
+            OfferError::Pack(source) => Error::Pack {
+                path: String::from_utf8_lossy(path).into_owned(),
+                source,
+            },
             OfferError::Run(error) => error,
         }
     }

@@ -61,11 +61,16 @@ pub(super) fn check(
     let mut open = None;
     let blocks = first_block..;
     for (at, (block, page)) in blocks.zip(bytes.chunks_exact_mut(size)).enumerate() {
-        let Verdict::Bad { mut lsn } = page::check(page, block) else { continue };
+        let Verdict::Bad { mut lsn } = page::check(page, block) else {
+            continue;
+        };
         let mut changing = false;
         if suspects.len() < RE_READS {
             let again = open.get_or_insert_with(|| File::open(file).ok());
-            if let Some(again) = again.as_ref().and_then(|file| read_again(file, offset + (at * size) as u64, size)) {
+            if let Some(again) = again
+                .as_ref()
+                .and_then(|file| read_again(file, offset + (at * size) as u64, size))
+            {
                 changing = again != *page;
                 if changing {
                     page.copy_from_slice(&again);
@@ -76,7 +81,11 @@ pub(super) fn check(
                 }
             }
         }
-        suspects.push(SuspectPage { block, lsn, changing });
+        suspects.push(SuspectPage {
+            block,
+            lsn,
+            changing,
+        });
     }
     suspects
 }
@@ -94,11 +103,21 @@ mod tests {
 
     #[test]
     fn a_page_is_torn_only_if_written_during_the_backup() {
-        let page = |lsn, changing| SuspectPage { block: 0, lsn: Lsn(lsn), changing };
+        let page = |lsn, changing| SuspectPage {
+            block: 0,
+            lsn: Lsn(lsn),
+            changing,
+        };
         let (start, end) = (Lsn(100), Lsn(200));
         assert!(is_torn(page(150, false), start, end));
         assert!(is_torn(page(50, true), start, end));
-        assert!(!is_torn(page(50, false), start, end), "older than the backup: nothing will repair it");
-        assert!(!is_torn(page(999, false), start, end), "beyond what was written: the header itself is bad");
+        assert!(
+            !is_torn(page(50, false), start, end),
+            "older than the backup: nothing will repair it"
+        );
+        assert!(
+            !is_torn(page(999, false), start, end),
+            "beyond what was written: the header itself is bad"
+        );
     }
 }

@@ -46,13 +46,19 @@ pub(super) struct Inlet<T> {
 
 impl<T> Clone for Outlet<T> {
     fn clone(&self) -> Self {
-        Outlet { sender: self.sender.clone(), failed: Arc::clone(&self.failed) }
+        Outlet {
+            sender: self.sender.clone(),
+            failed: Arc::clone(&self.failed),
+        }
     }
 }
 
 impl<T> Clone for Inlet<T> {
     fn clone(&self) -> Self {
-        Inlet { receiver: self.receiver.clone(), failed: Arc::clone(&self.failed) }
+        Inlet {
+            receiver: self.receiver.clone(),
+            failed: Arc::clone(&self.failed),
+        }
     }
 }
 
@@ -99,7 +105,16 @@ pub(super) fn queue<T>(length: usize) -> (Outlet<T>, Inlet<T>) {
 
 fn queue_of<T>(length: usize, failed: &Arc<AtomicBool>) -> (Outlet<T>, Inlet<T>) {
     let (sender, receiver) = bounded(length);
-    (Outlet { sender, failed: Arc::clone(failed) }, Inlet { receiver, failed: Arc::clone(failed) })
+    (
+        Outlet {
+            sender,
+            failed: Arc::clone(failed),
+        },
+        Inlet {
+            receiver,
+            failed: Arc::clone(failed),
+        },
+    )
 }
 
 /// Keeps the first error of several threads; `Cancelled`, which follows from another's error, gives way to it.
@@ -113,7 +128,10 @@ impl FirstError {
     fn note(&self, result: Result<()>) {
         let Err(error) = result else { return };
         let mut first = self.error.lock().unwrap_or_else(PoisonError::into_inner);
-        if first.as_ref().is_none_or(|kept| matches!(kept, Error::Cancelled)) {
+        if first
+            .as_ref()
+            .is_none_or(|kept| matches!(kept, Error::Cancelled))
+        {
             *first = Some(error);
         }
         drop(first);
@@ -121,7 +139,11 @@ impl FirstError {
     }
 
     fn into_result(self) -> Result<()> {
-        match self.error.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        match self
+            .error
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner)
+        {
             Some(error) => Err(error),
             None => Ok(()),
         }
@@ -206,7 +228,9 @@ pub(super) fn map<I: Sync, O: Send>(
                 inputs.get(at).map(|input| (at, input))
             });
             let mut keep = |at, output| {
-                done.lock().unwrap_or_else(PoisonError::into_inner).push((at, output));
+                done.lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push((at, output));
             };
             errors.note(work(&mut take, &mut keep));
         };
@@ -238,7 +262,9 @@ pub(super) fn beside<T>(
         });
         let outcome = body();
         drop(stop);
-        let ticked = ticker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let ticked = ticker
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         let value = outcome?;
         ticked.map(|()| value)
     })
@@ -277,7 +303,9 @@ mod tests {
             |plan, results| {
                 let mut sum = 0u64;
                 while let Some(n) = plan.next() {
-                    let Some(result) = results.next() else { return Err(Error::Cancelled) };
+                    let Some(result) = results.next() else {
+                        return Err(Error::Cancelled);
+                    };
                     sum += u64::from(n + result);
                 }
                 Ok(sum)
@@ -295,6 +323,9 @@ mod tests {
             }
             Ok(())
         });
-        assert_eq!(outputs.unwrap(), inputs.iter().map(|n| n * 2).collect::<Vec<_>>());
+        assert_eq!(
+            outputs.unwrap(),
+            inputs.iter().map(|n| n * 2).collect::<Vec<_>>()
+        );
     }
 }

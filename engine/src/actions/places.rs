@@ -75,7 +75,9 @@ impl Places {
 
     fn among(&self, path: &[u8], fits: impl Fn(&[u8]) -> bool) -> Resolved<'_> {
         let fitting = self.0.iter().filter(|place| fits(&place.prefix));
-        let place = fitting.max_by_key(|place| place.prefix.len()).unwrap_or(&self.0[0]);
+        let place = fitting
+            .max_by_key(|place| place.prefix.len())
+            .unwrap_or(&self.0[0]);
         let below = path.get(place.prefix.len()..).unwrap_or_default();
         let below = below.strip_prefix(b"/").unwrap_or(below);
         let mut relative = place.base.clone();
@@ -83,20 +85,34 @@ impl Places {
             relative.push(b'/');
         }
         relative.extend_from_slice(below);
-        let absolute = place.path.join(Path::new(std::ffi::OsStr::from_bytes(&relative)));
+        let absolute = place
+            .path
+            .join(Path::new(std::ffi::OsStr::from_bytes(&relative)));
         let shared_top = place.shared && relative.is_empty();
-        Resolved { root: &place.root, relative, absolute, shared_top }
+        Resolved {
+            root: &place.root,
+            relative,
+            absolute,
+            shared_top,
+        }
     }
 
     /// The path that the link at `path` must have, if it is restored as a link.
     pub(super) fn link_target(&self, path: &[u8]) -> Option<PathBuf> {
         let place = self.0.iter().skip(1).find(|place| place.prefix == path)?;
-        Some(place.path.join(Path::new(std::ffi::OsStr::from_bytes(&place.base))))
+        Some(
+            place
+                .path
+                .join(Path::new(std::ffi::OsStr::from_bytes(&place.base))),
+        )
     }
 
     fn add(&mut self, entry: &Entry, destination: &Path, shared: bool) -> Result<()> {
         let make = |path: &Path| {
-            fs::create_dir_all(path).map_err(|source| Error::WriteFile { path: path.to_owned(), source })
+            fs::create_dir_all(path).map_err(|source| Error::WriteFile {
+                path: path.to_owned(),
+                source,
+            })
         };
         let (path, base) = match entry.kind {
             EntryKind::File => {
@@ -108,14 +124,22 @@ impl Places {
         };
         make(&path)?;
         let root = Root::open(&path).map_err(Error::Cluster)?;
-        self.0.push(Place { prefix: entry.path.clone(), base, root, path, shared });
+        self.0.push(Place {
+            prefix: entry.path.clone(),
+            base,
+            root,
+            path,
+            shared,
+        });
         Ok(())
     }
 }
 
 fn is_within(path: &[u8], prefix: &[u8]) -> bool {
     prefix.is_empty()
-        || path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+        || path
+            .strip_prefix(prefix)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
 }
 
 /// Decides where each link of the backup goes; `links` are its followed links, in path order.
@@ -146,9 +170,20 @@ pub(super) fn place_links(
 
 /// Every mapping must name something that the backup has.
 fn check_maps(links: &[Entry], manifest: &Manifest, options: &RestoreOptions) -> Result<()> {
-    let known = |wanted: &str| manifest.tablespaces.iter().any(|space| names(space, wanted))
-        || links.iter().any(|link| link.path.strip_prefix(TABLESPACES) == Some(wanted.as_bytes()));
-    if let Some((unknown, _)) = options.tablespace_map.iter().find(|(wanted, _)| !known(wanted)) {
+    let known = |wanted: &str| {
+        manifest
+            .tablespaces
+            .iter()
+            .any(|space| names(space, wanted))
+            || links
+                .iter()
+                .any(|link| link.path.strip_prefix(TABLESPACES) == Some(wanted.as_bytes()))
+    };
+    if let Some((unknown, _)) = options
+        .tablespace_map
+        .iter()
+        .find(|(wanted, _)| !known(wanted))
+    {
         return Err(Error::UnknownTablespace(unknown.clone()));
     }
     let linked = |wanted: &str| links.iter().any(|link| link.path == wanted.as_bytes());
@@ -169,11 +204,24 @@ fn tablespace_destination(
     manifest: &Manifest,
     options: &RestoreOptions,
 ) -> Result<PathBuf> {
-    let tablespace = manifest.tablespaces.iter().find(|space| space.oid.to_string() == oid);
+    let tablespace = manifest
+        .tablespaces
+        .iter()
+        .find(|space| space.oid.to_string() == oid);
     let name = tablespace.map_or(oid, |space| space.name.as_str());
-    let is_ours = |wanted: &str| wanted == oid || tablespace.is_some_and(|space| names(space, wanted));
-    let mapped = options.tablespace_map.iter().find(|(wanted, _)| is_ours(wanted)).map(|(_, path)| path.clone());
-    let mapped = mapped.or_else(|| options.tablespace_map_all.as_ref().map(|all| all.join(name)));
+    let is_ours =
+        |wanted: &str| wanted == oid || tablespace.is_some_and(|space| names(space, wanted));
+    let mapped = options
+        .tablespace_map
+        .iter()
+        .find(|(wanted, _)| is_ours(wanted))
+        .map(|(_, path)| path.clone());
+    let mapped = mapped.or_else(|| {
+        options
+            .tablespace_map_all
+            .as_ref()
+            .map(|all| all.join(name))
+    });
     let given = mapped.is_some();
     let path = mapped.unwrap_or_else(|| PathBuf::from(std::ffi::OsStr::from_bytes(&link.target)));
     let refuse = |why: String| Error::TablespacePath {
@@ -184,14 +232,23 @@ fn tablespace_destination(
     if !path.is_absolute() {
         return Err(refuse("the path is not absolute".to_owned()));
     }
-    let version_folder = path.join(format!("PG_{}_{}", manifest.version, manifest.catalog_version));
+    let version_folder = path.join(format!(
+        "PG_{}_{}",
+        manifest.version, manifest.catalog_version
+    ));
     let own = own_link(places, &link.path).is_some_and(|own| own == path);
     let free = is_absent_or_empty(&version_folder);
     if own || free || (given && (options.delta || options.force)) {
         return Ok(path);
     }
-    let hint = if given { "--delta or --force" } else { "--tablespace-map" };
-    Err(refuse(format!("it is in use and is not this cluster's; say where it goes with {hint}")))
+    let hint = if given {
+        "--delta or --force"
+    } else {
+        "--tablespace-map"
+    };
+    Err(refuse(format!(
+        "it is in use and is not this cluster's; say where it goes with {hint}"
+    )))
 }
 
 /// Where a link that is no tablespace goes; `None`: it becomes a plain file or directory.
@@ -202,19 +259,30 @@ fn link_destination(
     note: &mut dyn FnMut(String, String),
 ) -> Result<Option<PathBuf>> {
     let name = String::from_utf8_lossy(&link.path).into_owned();
-    let mapped = options.link_map.iter().find(|(wanted, _)| *wanted == name).map(|(_, path)| path.clone());
+    let mapped = options
+        .link_map
+        .iter()
+        .find(|(wanted, _)| *wanted == name)
+        .map(|(_, path)| path.clone());
     let given = mapped.is_some();
     let recorded = PathBuf::from(std::ffi::OsStr::from_bytes(&link.target));
     let path = match mapped {
         Some(path) => path,
         None if options.link_all => recorded,
         None => {
-            let message = format!("was a link to {}, is restored as a plain file or directory", recorded.display());
+            let message = format!(
+                "was a link to {}, is restored as a plain file or directory",
+                recorded.display()
+            );
             note(name, message);
             return Ok(None);
         }
     };
-    let refuse = |why: &str| Error::LinkPath { link: name.clone(), path: path.clone(), why: why.to_owned() };
+    let refuse = |why: &str| Error::LinkPath {
+        link: name.clone(),
+        path: path.clone(),
+        why: why.to_owned(),
+    };
     if !path.is_absolute() {
         return Err(refuse("the path is not absolute"));
     }
@@ -222,7 +290,9 @@ fn link_destination(
     if own || is_absent_or_empty(&path) || (given && (options.delta || options.force)) {
         return Ok(Some(path));
     }
-    Err(refuse("it is in use and is not this cluster's; say where it goes with --link-map"))
+    Err(refuse(
+        "it is in use and is not this cluster's; say where it goes with --link-map",
+    ))
 }
 
 /// What the link at `path` in the data directory points to now.

@@ -74,7 +74,11 @@ impl<'q, 'a> Planner<'q, 'a> {
         region_bytes: u32,
     ) -> Result<Self> {
         let (cursor, stat, start_ms) = match basis {
-            Some(basis) => (Some(TreeCursor::new(basis.nodes, basis.root)?), basis.stat, basis.start_ms),
+            Some(basis) => (
+                Some(TreeCursor::new(basis.nodes, basis.root)?),
+                basis.stat,
+                basis.start_ms,
+            ),
             None => (None, None, 0),
         };
         Ok(Planner {
@@ -92,7 +96,7 @@ impl<'q, 'a> Planner<'q, 'a> {
     }
 
     /// Plans the whole walk.
-    pub(super) fn run(mut self, walk: Walk) -> Result<()> {
+    pub(super) fn run(mut self, walk: Walk<'_>) -> Result<()> {
         for source in walk {
             let source = source.map_err(Error::Cluster)?;
             match source.kind {
@@ -105,17 +109,25 @@ impl<'q, 'a> Planner<'q, 'a> {
 
     fn file(&mut self, source: Source) -> Result<()> {
         let prior = match &mut self.cursor {
-            Some(cursor) => cursor.seek(&source.path)?.filter(|entry| entry.kind == EntryKind::File),
+            Some(cursor) => cursor
+                .seek(&source.path)?
+                .filter(|entry| entry.kind == EntryKind::File),
             None => None,
         };
-        let unchanged = self.stat.as_mut().and_then(|stat| stat.seek(&source.path)) == Some(Stat::of(&source));
+        let unchanged =
+            self.stat.as_mut().and_then(|stat| stat.seek(&source.path)) == Some(Stat::of(&source));
         match prior {
             Some(prior)
-                if unchanged && prior.bytes == source.bytes && source.modified_ns < self.unread_before_ns =>
+                if unchanged
+                    && prior.bytes == source.bytes
+                    && source.modified_ns < self.unread_before_ns =>
             {
                 self.add(Planned::Unread(source, Box::new(prior)))
             }
-            prior => self.read(SourceFile { source, prior: prior.map(|entry| (entry.bytes, entry.content)) }),
+            prior => self.read(SourceFile {
+                source,
+                prior: prior.map(|entry| (entry.bytes, entry.content)),
+            }),
         }
     }
 
@@ -127,7 +139,12 @@ impl<'q, 'a> Planner<'q, 'a> {
             let jobs = bytes.div_ceil(self.region_bytes);
             let sequence = self.sequence;
             // The plan goes first: the consumer must be able to take results while later regions still wait.
-            self.plan.send(Planned::Read { file: Arc::clone(&file), sequence, jobs, slot: 0 })?;
+            self.plan.send(Planned::Read {
+                file: Arc::clone(&file),
+                sequence,
+                jobs,
+                slot: 0,
+            })?;
             for region in 0..jobs {
                 self.send(Work::Region(Arc::clone(&file), region))?;
             }
@@ -139,7 +156,12 @@ impl<'q, 'a> Planner<'q, 'a> {
         let slot = self.batch.len();
         self.batch.push(Arc::clone(&file));
         self.batch_bytes += bytes;
-        self.waiting.push(Planned::Read { file, sequence: self.sequence, jobs: 1, slot });
+        self.waiting.push(Planned::Read {
+            file,
+            sequence: self.sequence,
+            jobs: 1,
+            slot,
+        });
         Ok(())
     }
 
@@ -149,7 +171,11 @@ impl<'q, 'a> Planner<'q, 'a> {
             return self.plan.send(planned);
         }
         self.waiting.push(planned);
-        if self.waiting.len() >= WAITING { self.flush() } else { Ok(()) }
+        if self.waiting.len() >= WAITING {
+            self.flush()
+        } else {
+            Ok(())
+        }
     }
 
     /// Sends the open batch, then the plan that waited for it.

@@ -25,7 +25,7 @@ use crate::monitor::{Counter, Monitor, Problem, Stage, Tally};
 use crate::repository::Repository;
 use crate::repository::run::Role;
 use crate::repository::snapshot::Manifest;
-use crate::repository::tree::{Entry, FLAG_FOLLOWED};
+use crate::repository::tree::{Content, Entry, EntryKind, FOLLOWED};
 
 /// Requests that are under way at once, at least: what hides a store's latency.
 const LEAST_THREADS: usize = 2;
@@ -110,13 +110,25 @@ pub fn restore(
         };
         beside(Duration::from_secs(BEAT_SECONDS), beat, || {
             let chosen = choose(repository, options)?;
-            Restore { repository, session, options, chosen: &chosen, tally, monitor, begun }.run()
+            Restore {
+                repository,
+                session,
+                options,
+                chosen: &chosen,
+                tally,
+                monitor,
+                begun,
+            }
+            .run()
         })
     });
     let withdrawn = session.withdraw();
     let summary = outcome?;
     if let Err(error) = withdrawn {
-        monitor.problem(&Problem { object: summary.label.clone(), message: format!("announcement stays: {error}") });
+        monitor.problem(&Problem {
+            object: summary.label.clone(),
+            message: format!("announcement stays: {error}"),
+        });
     }
     Ok(summary)
 }
@@ -125,13 +137,16 @@ pub fn restore(
 fn choose(repository: &Repository, options: &RestoreOptions) -> Result<Committed> {
     let mut backups = committed(repository, &options.stanza)?;
     match &options.set {
-        None => backups.pop().ok_or_else(|| {
-            Error::BackupNotFound(format!("stanza {} has none", options.stanza))
-        }),
+        None => backups
+            .pop()
+            .ok_or_else(|| Error::BackupNotFound(format!("stanza {} has none", options.stanza))),
         Some(label) => {
-            let at = backups.iter().position(|backup| backup.manifest.label == *label);
-            at.map(|at| backups.swap_remove(at))
-                .ok_or_else(|| Error::BackupNotFound(format!("stanza {} has no backup {label}", options.stanza)))
+            let at = backups
+                .iter()
+                .position(|backup| backup.manifest.label == *label);
+            at.map(|at| backups.swap_remove(at)).ok_or_else(|| {
+                Error::BackupNotFound(format!("stanza {} has no backup {label}", options.stanza))
+            })
         }
     }
 }
@@ -160,13 +175,21 @@ impl Restore<'_> {
         let state = target::inspect(&self.options.pgdata, self.options, &marker)?;
         state.notes.iter().for_each(|note| self.monitor.note(note));
         let locator = Locator::new(self.session, &self.options.cache, &self.options.stanza)?;
-        let nodes = NodeReader::new(self.repository, &locator.known.index, &manifest.label)?.with_locator(&locator);
+        let nodes = NodeReader::new(self.repository, &locator.known.index, &manifest.label)?
+            .with_locator(&locator);
         let survey = survey(&nodes, manifest)?;
         target::claim(&self.options.pgdata, &marker)?;
         let mut places = Places::new(&self.options.pgdata)?;
         let mut note = |object, message| self.monitor.problem(&Problem { object, message });
-        place_links(&mut places, &survey.links, manifest, self.options, &mut note)?;
-        self.monitor.stage(Stage::Restore, survey.bytes, survey.files);
+        place_links(
+            &mut places,
+            &survey.links,
+            manifest,
+            self.options,
+            &mut note,
+        )?;
+        self.monitor
+            .stage(Stage::Restore, survey.bytes, survey.files);
         let removed = self.fill(&places, &nodes, &locator)?;
         self.write_label(&places)?;
         self.write_recovery(&places)?;
@@ -174,7 +197,12 @@ impl Restore<'_> {
         let syncing = Instant::now();
         target::sync(places.paths())?;
         let control = self.control_bytes()?;
-        target::release(&self.options.pgdata, &places, &control, manifest.pg_control_mode)?;
+        target::release(
+            &self.options.pgdata,
+            &places,
+            &control,
+            manifest.pg_control_mode,
+        )?;
         Ok(RestoreSummary {
             label: manifest.label.clone(),
             files: survey.files,
@@ -194,14 +222,24 @@ impl Restore<'_> {
             _ => &[MARKER],
         };
         let manifest = &self.chosen.manifest;
-        let filler =
-            Filler { repository: self.repository, locator, tally: self.tally, monitor: self.monitor };
+        let filler = Filler {
+            repository: self.repository,
+            locator,
+            tally: self.tally,
+            monitor: self.monitor,
+        };
         let mut removed = 0;
         run_jobs(
             self.options.threads.max(LEAST_THREADS),
             |jobs| {
-                let unfolder =
-                    Unfolder::new(places, nodes, &manifest.label, preserved, self.tally, self.monitor);
+                let unfolder = Unfolder::new(
+                    places,
+                    nodes,
+                    &manifest.label,
+                    preserved,
+                    self.tally,
+                    self.monitor,
+                );
                 removed = unfolder.run(manifest.root, jobs)?;
                 Ok(())
             },
@@ -211,8 +249,10 @@ impl Restore<'_> {
     }
 
     fn write_label(&self, places: &Places) -> Result<()> {
-        let Some(label) = &self.chosen.manifest.backup_label else { return Ok(()) };
-        places.data().write_file(b"backup_label", label, 0o600).map_err(Error::Cluster)
+        let Some(label) = &self.chosen.manifest.backup_label else {
+            return Ok(());
+        };
+        target::write_file(places.data(), b"backup_label", label, 0o600)
     }
 
     fn write_recovery(&self, places: &Places) -> Result<()> {
@@ -232,19 +272,26 @@ impl Restore<'_> {
         }
         let path = Path::new("global/pg_control");
         let control = control_file::parse(&manifest.pg_control, path).map_err(Error::Cluster)?;
-        control_file::poisoned(&control).map_err(Error::Cluster)
+        Ok(control_file::poisoned(&control))
     }
 }
 
 /// Reads the whole tree once: its links must be placed before anything is written, and its size makes progress known.
 fn survey(nodes: &NodeReader<'_>, manifest: &Manifest) -> Result<Survey> {
-    let mut survey = Survey { links: Vec::new(), bytes: 0, files: 0 };
+    let mut survey = Survey {
+        links: Vec::new(),
+        bytes: 0,
+        files: 0,
+    };
     let mut cursor = TreeCursor::new(nodes, manifest.root)?;
     while let Some(entry) = cursor.next()? {
         survey.bytes += entry.bytes;
-        survey.files += u64::from(entry.kind == crate::repository::tree::EntryKind::File);
-        if entry.flags & FLAG_FOLLOWED != 0 {
-            survey.links.push(Entry { content: crate::repository::tree::Content::Nothing, ..entry });
+        survey.files += u64::from(entry.kind == EntryKind::File);
+        if entry.flags & FOLLOWED != 0 {
+            survey.links.push(Entry {
+                content: Content::Nothing,
+                ..entry
+            });
         }
     }
     Ok(survey)

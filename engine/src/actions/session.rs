@@ -27,7 +27,12 @@ pub(super) struct Session<'a> {
 }
 
 /// Announces a run. The gc log is not yet read: see [`Session::read_gc`].
-pub(super) fn announce<'a>(repository: &'a Repository, role: Role, host: &str, now_ms: i64) -> Result<Session<'a>> {
+pub(super) fn announce<'a>(
+    repository: &'a Repository,
+    role: Role,
+    host: &str,
+    now_ms: i64,
+) -> Result<Session<'a>> {
     let run = RunId::random().map_err(Error::Random)?;
     let announcement = Announcement {
         host: host.to_owned(),
@@ -37,14 +42,20 @@ pub(super) fn announce<'a>(repository: &'a Repository, role: Role, host: &str, n
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     run::announce(repository, &role, run, &announcement).map_err(Error::Repository)?;
-    Ok(Session { repository, role, run, gc: GcState::default() })
+    Ok(Session {
+        repository,
+        role,
+        run,
+        gc: GcState::default(),
+    })
 }
 
 impl Session<'_> {
     /// Reads the gc log and publishes how far.
     pub(super) fn read_gc(&mut self) -> Result<()> {
         self.gc = gc_log::read(self.repository).map_err(Error::Repository)?;
-        run::publish_gc_seen(self.repository, &self.role, self.run, self.gc.newest).map_err(Error::Repository)
+        run::publish_gc_seen(self.repository, &self.role, self.run, self.gc.newest)
+            .map_err(Error::Repository)
     }
 
     /// Packs whose chunks must not be used any more.
@@ -53,7 +64,7 @@ impl Session<'_> {
     }
 
     /// Copies of chunks that were found damaged.
-    pub(super) fn quarantined(&self) -> Result<Vec<(ChunkId, PackId)>> {
+    pub(super) fn quarantined(&self) -> Result<BTreeSet<(ChunkId, PackId)>> {
         quarantine::list(self.repository).map_err(Error::Repository)
     }
 

@@ -45,30 +45,49 @@ pub fn stanza_create(
     if let Some(server) = server {
         let identity = server.identity().map_err(Error::Cluster)?;
         if identity.version_num / 10_000 != control.version {
-            return Err(Error::DifferentCluster { what: "the version", pgdata: options.pgdata.clone() });
+            return Err(Error::DifferentCluster {
+                what: "the version",
+                pgdata: options.pgdata.clone(),
+            });
         }
         let directory = Path::new(&identity.data_directory);
         let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
         if real(directory) != real(&options.pgdata) {
             let configured = options.pgdata.clone();
-            return Err(Error::DifferentDirectory { server: directory.to_owned(), configured });
+            return Err(Error::DifferentDirectory {
+                server: directory.to_owned(),
+                configured,
+            });
         }
     }
     let repository = repository::create(storage).map_err(Error::Repository)?;
     let epochs = stanza::epochs(&repository, &options.stanza).map_err(Error::Repository)?;
     if let Some(newest) = epochs.last() {
         check_epoch(newest, &options.stanza, &control, &options.pgdata)?;
-        monitor.note(&format!("stanza {} exists already and is valid", options.stanza));
+        monitor.note(&format!(
+            "stanza {} exists already and is valid",
+            options.stanza
+        ));
         return Ok(summary(newest, false));
     }
-    let epoch = stanza::add_epoch(&repository, &options.stanza, control.system_id, control.version)
-        .map_err(Error::Repository)?;
+    let epoch = stanza::add_epoch(
+        &repository,
+        &options.stanza,
+        control.system_id,
+        control.version,
+    )
+    .map_err(Error::Repository)?;
     check_epoch(&epoch, &options.stanza, &control, &options.pgdata)?;
     Ok(summary(&epoch, true))
 }
 
 fn summary(epoch: &Epoch, created: bool) -> StanzaCreateSummary {
-    StanzaCreateSummary { epoch: epoch.name(), system_id: epoch.system_id, version: epoch.version, created }
+    StanzaCreateSummary {
+        epoch: epoch.name(),
+        system_id: epoch.system_id,
+        version: epoch.version,
+        created,
+    }
 }
 
 /// The newest epoch of a stanza, which must be that of the cluster at hand.
@@ -89,11 +108,18 @@ pub(super) fn epoch_of(
 pub(super) fn epochs_of(repository: &Repository, stanza: &str) -> Result<Vec<Epoch>> {
     layout::check_stanza_name(stanza).map_err(Error::Repository)?;
     let epochs = stanza::epochs(repository, stanza).map_err(Error::Repository)?;
-    if epochs.is_empty() { Err(missing(repository, stanza)) } else { Ok(epochs) }
+    if epochs.is_empty() {
+        Err(missing(repository, stanza))
+    } else {
+        Ok(epochs)
+    }
 }
 
 fn missing(repository: &Repository, stanza: &str) -> Error {
-    Error::StanzaMissing { stanza: stanza.to_owned(), place: repository.storage.describe() }
+    Error::StanzaMissing {
+        stanza: stanza.to_owned(),
+        place: repository.storage.describe(),
+    }
 }
 
 fn check_epoch(epoch: &Epoch, stanza: &str, control: &ControlFile, pgdata: &Path) -> Result<()> {

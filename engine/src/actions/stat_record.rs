@@ -76,7 +76,13 @@ impl Stat {
 }
 
 /// Where the record of a snapshot lies.
-pub(super) fn path_of(cache: &Path, repository: RepositoryId, stanza: &str, label: &str, run: RunId) -> PathBuf {
+pub(super) fn path_of(
+    cache: &Path,
+    repository: RepositoryId,
+    stanza: &str,
+    label: &str,
+    run: RunId,
+) -> PathBuf {
     folder(cache, repository, stanza).join(format!("{label}.{run}.stat"))
 }
 
@@ -86,17 +92,35 @@ fn folder(cache: &Path, repository: RepositoryId, stanza: &str) -> PathBuf {
 
 /// Removes the records of a stanza that no backup will ask for: all but the newest few and the newest full's.
 pub(super) fn remove_old(cache: &Path, repository: RepositoryId, stanza: &str) {
-    let Ok(listing) = fs::read_dir(folder(cache, repository, stanza)) else { return };
-    let mut names: Vec<String> =
-        listing.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    let Ok(listing) = fs::read_dir(folder(cache, repository, stanza)) else {
+        return;
+    };
+    let mut names: Vec<String> = listing
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
     // A label's last timestamp is what orders backups; for all types it is in the label's last 16 characters.
-    names.sort_by_key(|name| name.split('.').next().map(|label| label[label.len().saturating_sub(16)..].to_owned()));
-    let is_full = |name: &&String| name.split('.').next().is_some_and(|label| label.ends_with('F'));
+    names.sort_by_key(|name| {
+        name.split('.')
+            .next()
+            .map(|label| label[label.len().saturating_sub(16)..].to_owned())
+    });
+    let is_full = |name: &&String| {
+        name.split('.')
+            .next()
+            .is_some_and(|label| label.ends_with('F'))
+    };
     let newest_full = names.iter().rev().find(is_full).cloned();
     let superfluous = names.len().saturating_sub(KEPT);
-    for name in names.iter().take(superfluous).filter(|name| Some(*name) != newest_full.as_ref()) {
+    for name in names
+        .iter()
+        .take(superfluous)
+        .filter(|name| Some(*name) != newest_full.as_ref())
+    {
         // A record that stays is a few bytes lost in a cache.
-        drop(fs::remove_file(folder(cache, repository, stanza).join(name)));
+        drop(fs::remove_file(
+            folder(cache, repository, stanza).join(name),
+        ));
     }
 }
 
@@ -111,13 +135,22 @@ pub(super) struct StatWriter {
 impl StatWriter {
     /// Begins a record that will lie at `path`.
     pub(super) fn create(path: PathBuf) -> Result<Self> {
-        let failed = |source| Error::Local { doing: "write", path: path.clone(), source };
+        let failed = |source| Error::Local {
+            doing: "write",
+            path: path.clone(),
+            source,
+        };
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).map_err(failed)?;
         }
         let temporary = path.with_extension("tmp");
         let out = BufWriter::new(File::create(&temporary).map_err(failed)?);
-        let mut writer = StatWriter { out, digest: Digest::default(), temporary, path };
+        let mut writer = StatWriter {
+            out,
+            digest: Digest::default(),
+            temporary,
+            path,
+        };
         writer.put(&MAGIC)?;
         Ok(writer)
     }
@@ -125,7 +158,11 @@ impl StatWriter {
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
         self.digest.update(bytes);
         let path = &self.temporary;
-        self.out.write_all(bytes).map_err(|source| Error::Local { doing: "write", path: path.clone(), source })
+        self.out.write_all(bytes).map_err(|source| Error::Local {
+            doing: "write",
+            path: path.clone(),
+            source,
+        })
     }
 
     /// Adds a file; paths must rise.
@@ -140,7 +177,11 @@ impl StatWriter {
         self.put(&END.to_le_bytes())?;
         let digest = self.digest.finish();
         self.put(&digest)?;
-        let failed = |source| Error::Local { doing: "write", path: self.path.clone(), source };
+        let failed = |source| Error::Local {
+            doing: "write",
+            path: self.path.clone(),
+            source,
+        };
         self.out.flush().map_err(failed)?;
         fs::rename(&self.temporary, &self.path).map_err(failed)
     }
@@ -173,7 +214,10 @@ impl StatReader {
             return None;
         }
         file.seek(SeekFrom::Start(0)).ok()?;
-        let mut reader = StatReader { input: BufReader::new(file), next: None };
+        let mut reader = StatReader {
+            input: BufReader::new(file),
+            next: None,
+        };
         let mut magic = [0; 8];
         reader.input.read_exact(&mut magic).ok()?;
         (magic == MAGIC).then_some(())?;
@@ -217,7 +261,13 @@ mod tests {
     use super::*;
 
     fn stat(n: u64) -> Stat {
-        Stat { device: n, inode: n + 1, changed_ns: -3, modified_ns: 4, bytes: 5 }
+        Stat {
+            device: n,
+            inode: n + 1,
+            changed_ns: -3,
+            modified_ns: 4,
+            bytes: 5,
+        }
     }
 
     #[test]
@@ -226,7 +276,9 @@ mod tests {
         let path = folder.path().join("a/b.stat");
         let mut writer = StatWriter::create(path.clone()).unwrap();
         for n in 0..1000u64 {
-            writer.push(format!("base/{n:04}").as_bytes(), stat(n)).unwrap();
+            writer
+                .push(format!("base/{n:04}").as_bytes(), stat(n))
+                .unwrap();
         }
         writer.finish().unwrap();
         let mut reader = StatReader::open(&path).unwrap();
@@ -240,7 +292,10 @@ mod tests {
         let damaged = folder.path().join("damaged");
         File::create(&damaged).unwrap().write_all(&bytes).unwrap();
         assert!(StatReader::open(&damaged).is_none());
-        File::create(&damaged).unwrap().write_all(&bytes[..bytes.len() - 40]).unwrap();
+        File::create(&damaged)
+            .unwrap()
+            .write_all(&bytes[..bytes.len() - 40])
+            .unwrap();
         assert!(StatReader::open(&damaged).is_none());
     }
 }

@@ -12,6 +12,8 @@ use crate::actions::error::{Error, Result};
 use crate::actions::places::Places;
 use crate::actions::restore::RestoreOptions;
 use crate::cluster::control_file;
+use crate::cluster::owner;
+use crate::cluster::root::{Access, Root};
 use crate::cluster::running::refuse_running;
 use crate::ids::RepositoryId;
 use crate::repository::snapshot::Manifest;
@@ -42,7 +44,11 @@ impl Marker {
     }
 
     fn print(&self) -> String {
-        let Marker { repository, backup, system_id } = self;
+        let Marker {
+            repository,
+            backup,
+            system_id,
+        } = self;
         format!(
             "A restore by pgcairn is under way, or was interrupted: run it again.\n\
              repository={repository}\nbackup={backup}\nsystem-id={system_id}\n"
@@ -51,10 +57,16 @@ impl Marker {
 
     fn parse(text: &str) -> Self {
         let field = |name: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+            let line = text
+                .lines()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
             line.unwrap_or_default().to_owned()
         };
-        Marker { repository: field("repository"), backup: field("backup"), system_id: field("system-id") }
+        Marker {
+            repository: field("repository"),
+            backup: field("backup"),
+            system_id: field("system-id"),
+        }
     }
 }
 
@@ -66,7 +78,10 @@ pub(super) struct State {
 
 /// Looks at the target and refuses what must not be written over; makes the directory if it is not there.
 pub(super) fn inspect(pgdata: &Path, options: &RestoreOptions, marker: &Marker) -> Result<State> {
-    let failed = |source| Error::WriteFile { path: pgdata.to_owned(), source };
+    let failed = |source| Error::WriteFile {
+        path: pgdata.to_owned(),
+        source,
+    };
     let mut notes = Vec::new();
     let mut listing = match fs::read_dir(pgdata) {
         Ok(listing) => listing,
@@ -91,9 +106,15 @@ pub(super) fn inspect(pgdata: &Path, options: &RestoreOptions, marker: &Marker) 
     };
     if let Some(found) = read_marker(pgdata)? {
         if found.system_id != marker.system_id && !options.force {
-            return Err(foreign(format!("an interrupted restore of system id {}", found.system_id)));
+            return Err(foreign(format!(
+                "an interrupted restore of system id {}",
+                found.system_id
+            )));
         }
-        notes.push(format!("continuing a restore of {} that was interrupted", found.backup));
+        notes.push(format!(
+            "continuing a restore of {} that was interrupted",
+            found.backup
+        ));
         return Ok(State { notes });
     }
     if !options.delta && !options.force {
@@ -104,10 +125,16 @@ pub(super) fn inspect(pgdata: &Path, options: &RestoreOptions, marker: &Marker) 
     }
     if let Ok(control) = control_file::read(pgdata) {
         if control.system_id.to_string() != marker.system_id && !options.force {
-            return Err(foreign(format!("a cluster with system id {}", control.system_id)));
+            return Err(foreign(format!(
+                "a cluster with system id {}",
+                control.system_id
+            )));
         }
     } else {
-        notes.push(format!("{} has no readable global/pg_control", pgdata.display()));
+        notes.push(format!(
+            "{} has no readable global/pg_control",
+            pgdata.display()
+        ));
     }
     Ok(State { notes })
 }
@@ -131,7 +158,8 @@ pub(super) fn claim(pgdata: &Path, marker: &Marker) -> Result<()> {
         move |source| Error::WriteFile { path, source }
     };
     let mut file = File::create(&temporary).map_err(failed(&temporary))?;
-    file.write_all(marker.print().as_bytes()).map_err(failed(&temporary))?;
+    file.write_all(marker.print().as_bytes())
+        .map_err(failed(&temporary))?;
     file.sync_all().map_err(failed(&temporary))?;
     fs::rename(&temporary, &path).map_err(failed(&path))?;
     sync_directory(pgdata)?;
@@ -139,14 +167,20 @@ pub(super) fn claim(pgdata: &Path, marker: &Marker) -> Result<()> {
     match fs::remove_file(&control) {
         Ok(()) => sync_directory(&pgdata.join("global")),
         Err(error) if matches!(error.kind(), IoKind::NotFound | IoKind::NotADirectory) => Ok(()),
-        Err(source) => Err(Error::WriteFile { path: control, source }),
+        Err(source) => Err(Error::WriteFile {
+            path: control,
+            source,
+        }),
     }
 }
 
 /// Makes everything below `paths` durable: whole file systems at once, which costs less than file by file.
 pub(super) fn sync<'a>(paths: impl Iterator<Item = &'a Path>) -> Result<()> {
     for path in paths {
-        let failed = |source| Error::WriteFile { path: path.to_owned(), source };
+        let failed = |source| Error::WriteFile {
+            path: path.to_owned(),
+            source,
+        };
         let directory = File::open(path).map_err(failed)?;
         rustix::fs::syncfs(&directory).map_err(|error| failed(error.into()))?;
     }
@@ -156,18 +190,42 @@ pub(super) fn sync<'a>(paths: impl Iterator<Item = &'a Path>) -> Result<()> {
 /// Writes pg_control, gives it its name, and removes the marker: from here on the cluster can be started.
 pub(super) fn release(pgdata: &Path, places: &Places, control: &[u8], mode: u32) -> Result<()> {
     let root = places.data();
-    root.write_file(CONTROL_TEMPORARY, control, mode).map_err(Error::Cluster)?;
-    let temporary = pgdata.join("global/pg_control.pgcairn.tmp");
-    let synced = File::open(&temporary).and_then(|file| file.sync_all());
-    synced.map_err(|source| Error::WriteFile { path: temporary, source })?;
-    root.rename(CONTROL_TEMPORARY, b"global/pg_control").map_err(Error::Cluster)?;
+    write_file(root, CONTROL_TEMPORARY, control, mode)?;
+    root.rename(CONTROL_TEMPORARY, b"global/pg_control")
+        .map_err(Error::Cluster)?;
     sync_directory(&pgdata.join("global"))?;
     let marker = pgdata.join(MARKER_FILE);
-    fs::remove_file(&marker).map_err(|source| Error::WriteFile { path: marker, source })?;
+    fs::remove_file(&marker).map_err(|source| Error::WriteFile {
+        path: marker,
+        source,
+    })?;
     sync_directory(pgdata)
+}
+
+/// Writes a small file of the data directory, durably; it belongs to whom the data directory belongs to.
+pub(super) fn write_file(root: &Root, path: &[u8], bytes: &[u8], mode: u32) -> Result<()> {
+    let mut file = root
+        .open_file(path, Access::Create)
+        .map_err(Error::Cluster)?;
+    let written = file
+        .set_len(0)
+        .and_then(|()| file.write_all(bytes))
+        .and_then(|()| file.sync_all());
+    written.map_err(|source| Error::WriteFile {
+        path: root.location(path),
+        source,
+    })?;
+    root.chmod(path, mode).map_err(Error::Cluster)?;
+    match root.stat(b"").map_err(Error::Cluster)? {
+        Some(top) if owner::is_root() => root.chown(path, top.uid, top.gid).map_err(Error::Cluster),
+        _ => Ok(()),
+    }
 }
 
 fn sync_directory(path: &Path) -> Result<()> {
     let synced = File::open(path).and_then(|directory| directory.sync_all());
-    synced.map_err(|source| Error::WriteFile { path: PathBuf::from(path), source })
+    synced.map_err(|source| Error::WriteFile {
+        path: PathBuf::from(path),
+        source,
+    })
 }

@@ -5,7 +5,6 @@
 //! Promises: nothing outside the places of the restore is touched; memory is one listing for each level.
 
 use std::fs::File;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -14,8 +13,8 @@ use crate::actions::fill::{Job, Slot, Target};
 use crate::actions::nodes::{NodeReader, TreeCursor};
 use crate::actions::pipeline::Outlet;
 use crate::actions::places::Places;
-use crate::cluster::owner::Owners;
-use crate::cluster::root::NodeKind;
+use crate::cluster::owner::{self, Owners};
+use crate::cluster::root::{Access, Kind};
 use crate::ids::{ChunkId, Extent};
 use crate::monitor::{Monitor, Problem, Tally};
 use crate::repository::tree::{Content, Entry, EntryKind, Owner};
@@ -42,8 +41,9 @@ pub(super) struct Unfolder<'a> {
     pub(super) kept: &'a [&'a [u8]],
     pub(super) tally: &'a Tally,
     pub(super) monitor: &'a dyn Monitor,
-    pub(super) owners: Owners,
-    pub(super) removed: u64,
+    owners: Owners,
+    unknown_owner: bool,
+    removed: u64,
     batch: Job,
     batch_bytes: u64,
     open: Vec<Open>,
@@ -67,6 +67,7 @@ impl<'a> Unfolder<'a> {
             tally,
             monitor,
             owners: Owners::default(),
+            unknown_owner: false,
             removed: 0,
             batch: Job::default(),
             batch_bytes: 0,
@@ -93,17 +94,24 @@ impl<'a> Unfolder<'a> {
 
     /// A snapshot is untrusted input: its paths must be what our own walk would have made.
     fn check(&self, entry: &Entry) -> Result<()> {
-        let sound = |part: &[u8]| !part.is_empty() && part != b"." && part != b".." && !part.contains(&0);
+        let sound =
+            |part: &[u8]| !part.is_empty() && part != b"." && part != b".." && !part.contains(&0);
         if entry.path.is_empty() || entry.path.split(|byte| *byte == b'/').all(sound) {
             return Ok(());
         }
         let path = String::from_utf8_lossy(&entry.path).into_owned();
-        Err(Error::BadPath { label: self.label.to_owned(), path })
+        Err(Error::BadPath {
+            label: self.label.to_owned(),
+            path,
+        })
     }
 
     /// Closes open directories until `parent` is the innermost; what is left in the closed ones is not in the backup.
     fn close_until(&mut self, parent: Option<&[u8]>) -> Result<()> {
-        while let Some(open) = self.open.pop_if(|open| Some(open.path.as_slice()) != parent) {
+        while let Some(open) = self
+            .open
+            .pop_if(|open| Some(open.path.as_slice()) != parent)
+        {
             for name in open.names.into_iter().rev() {
                 self.remove_stray(&open.path, &name)?;
             }
@@ -116,7 +124,9 @@ impl<'a> Unfolder<'a> {
         let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or(path);
         let mut strays = Vec::new();
         let mut found = false;
-        let Some(open) = self.open.last_mut() else { return Ok(false) };
+        let Some(open) = self.open.last_mut() else {
+            return Ok(false);
+        };
         while let Some(next) = open.names.pop_if(|next| next.as_slice() <= name) {
             if next == name {
                 found = true;
@@ -125,7 +135,9 @@ impl<'a> Unfolder<'a> {
             }
         }
         let folder = open.path.clone();
-        strays.into_iter().try_for_each(|stray| self.remove_stray(&folder, &stray))?;
+        strays
+            .into_iter()
+            .try_for_each(|stray| self.remove_stray(&folder, &stray))?;
         Ok(found)
     }
 
@@ -144,12 +156,20 @@ impl<'a> Unfolder<'a> {
     }
 
     /// Removes what stands at a place if it is not of this kind; answers whether something of this kind stands there.
-    fn make_room(&self, path: &[u8], kind: NodeKind, behind_link: bool) -> Result<bool> {
-        let at = if behind_link { self.places.resolve(path) } else { self.places.resolve_link(path) };
-        match at.root.kind(&at.relative).map_err(Error::Cluster)? {
+    fn make_room(&self, path: &[u8], kind: Kind, behind_link: bool) -> Result<bool> {
+        let at = if behind_link {
+            self.places.resolve(path)
+        } else {
+            self.places.resolve_link(path)
+        };
+        match at.root.stat(&at.relative).map_err(Error::Cluster)? {
             None => Ok(false),
-            Some(found) if found == kind => Ok(true),
-            Some(_) => at.root.remove(&at.relative).map(|()| false).map_err(Error::Cluster),
+            Some(found) if found.kind == kind => Ok(true),
+            Some(_) => at
+                .root
+                .remove(&at.relative)
+                .map(|()| false)
+                .map_err(Error::Cluster),
         }
     }
 
@@ -160,15 +180,25 @@ impl<'a> Unfolder<'a> {
             self.link(entry, &entry.path, target.as_os_str().as_bytes())?;
         }
         let at = self.places.resolve(&entry.path);
-        if !at.relative.is_empty() && !(exists && self.make_room(&entry.path, NodeKind::Directory, true)?) {
-            self.make_room(&entry.path, NodeKind::Directory, true)?;
-            at.root.create_dir(&at.relative, 0o700).map_err(Error::Cluster)?;
+        if !at.relative.is_empty()
+            && !(exists && self.make_room(&entry.path, Kind::Directory, true)?)
+        {
+            self.make_room(&entry.path, Kind::Directory, true)?;
+            at.root
+                .create_dir(&at.relative, 0o700)
+                .map_err(Error::Cluster)?;
         }
-        let (user, group) = self.owner(entry, &at.absolute);
-        at.root.set_owner_and_mode(&at.relative, user, group, entry.mode).map_err(Error::Cluster)?;
-        let mut names = if at.shared_top { Vec::new() } else { at.root.list(&at.relative).map_err(Error::Cluster)? };
+        self.attributes(entry)?;
+        let mut names = Vec::new();
+        if !at.shared_top {
+            let listed = at.root.list(&at.relative).map_err(Error::Cluster)?;
+            names.extend(listed.into_iter().map(|(name, _)| name));
+        }
         names.sort_unstable_by(|a, b| b.cmp(a));
-        self.open.push(Open { path: entry.path.clone(), names });
+        self.open.push(Open {
+            path: entry.path.clone(),
+            names,
+        });
         Ok(())
     }
 
@@ -178,26 +208,42 @@ impl<'a> Unfolder<'a> {
             self.passed(path)?;
         }
         let at = self.places.resolve_link(path);
-        if self.make_room(path, NodeKind::Link, false)? {
+        if self.make_room(path, Kind::Link, false)? {
             at.root.remove(&at.relative).map_err(Error::Cluster)?;
         }
-        at.root.symlink(&at.relative, target).map_err(Error::Cluster)
+        at.root
+            .symlink(target, &at.relative)
+            .map_err(Error::Cluster)
     }
 
-    fn owner(&mut self, entry: &Entry, path: &Path) -> (Option<u32>, Option<u32>) {
-        let user = match &entry.owner {
-            Owner::Name(name) => self.owners.user(name),
-            Owner::Number(number) => Some(*number),
-        };
-        let group = match &entry.group {
-            Owner::Name(name) => self.owners.group(name),
-            Owner::Number(number) => Some(*number),
-        };
-        if (user.is_none() || group.is_none()) && self.owners.first_unknown() {
-            let message = "its owner or group does not exist on this host; such files keep the user who restores";
-            self.monitor.problem(&Problem { object: path.display().to_string(), message: message.to_owned() });
+    /// Sets mode and, when run by root, owner of what stands at the entry's place.
+    fn attributes(&mut self, entry: &Entry) -> Result<()> {
+        let at = self.places.resolve(&entry.path);
+        if owner::is_root() {
+            let user = match &entry.owner {
+                Owner::Name(name) => self.owners.user_number(name),
+                Owner::Number(number) => Some(*number),
+            };
+            let group = match &entry.group {
+                Owner::Name(name) => self.owners.group_number(name),
+                Owner::Number(number) => Some(*number),
+            };
+            if let (Some(user), Some(group)) = (user, group) {
+                at.root
+                    .chown(&at.relative, user, group)
+                    .map_err(Error::Cluster)?;
+            } else if !std::mem::replace(&mut self.unknown_owner, true) {
+                let message =
+                    "its owner or group does not exist on this host; such files belong to root now";
+                self.monitor.problem(&Problem {
+                    object: at.absolute.display().to_string(),
+                    message: message.to_owned(),
+                });
+            }
         }
-        (user, group)
+        at.root
+            .chmod(&at.relative, entry.mode)
+            .map_err(Error::Cluster)
     }
 
     fn file(&mut self, entry: Entry, jobs: &Outlet<Job>) -> Result<()> {
@@ -206,16 +252,21 @@ impl<'a> Unfolder<'a> {
             use std::os::unix::ffi::OsStrExt;
             self.link(&entry, &entry.path, target.as_os_str().as_bytes())?;
         }
-        self.make_room(&entry.path, NodeKind::File, true)?;
+        self.make_room(&entry.path, Kind::File, true)?;
         let at = self.places.resolve(&entry.path);
-        let failed = |source| Error::WriteFile { path: at.absolute.clone(), source };
-        let file: File = at.root.open_file(&at.relative).map_err(Error::Cluster)?;
+        let failed = |source| Error::WriteFile {
+            path: at.absolute.clone(),
+            source,
+        };
+        let file: File = at
+            .root
+            .open_file(&at.relative, Access::Create)
+            .map_err(Error::Cluster)?;
         let length = file.metadata().map_err(failed)?.len();
         if length != entry.bytes {
             file.set_len(entry.bytes).map_err(failed)?;
         }
-        let (user, group) = self.owner(&entry, &at.absolute);
-        at.root.set_file_owner_and_mode(&file, &at.absolute, user, group, entry.mode).map_err(Error::Cluster)?;
+        self.attributes(&entry)?;
         let target = Arc::new(Target {
             file,
             path: at.absolute.clone(),
@@ -226,7 +277,9 @@ impl<'a> Unfolder<'a> {
         match entry.content {
             Content::Nodes(_) => self.large(&target, &entry, jobs),
             Content::Nothing => self.small(target, Vec::new(), Some(Vec::new()), 0, jobs),
-            Content::Inline(bytes) => self.small(target, Vec::new(), Some(bytes), entry.bytes, jobs),
+            Content::Inline(bytes) => {
+                self.small(target, Vec::new(), Some(bytes), entry.bytes, jobs)
+            }
             Content::Extents(extents) => self.small(target, extents, None, entry.bytes, jobs),
         }
     }
@@ -246,7 +299,11 @@ impl<'a> Unfolder<'a> {
         }
         self.batch.targets.push(target);
         self.batch_bytes += bytes;
-        if self.batch.targets.len() >= BATCH_FILES || self.batch_bytes >= BATCH_BYTES { self.flush(jobs) } else { Ok(()) }
+        if self.batch.targets.len() >= BATCH_FILES || self.batch_bytes >= BATCH_BYTES {
+            self.flush(jobs)
+        } else {
+            Ok(())
+        }
     }
 
     fn large(&mut self, target: &Arc<Target>, entry: &Entry, jobs: &Outlet<Job>) -> Result<()> {
@@ -256,7 +313,11 @@ impl<'a> Unfolder<'a> {
             let (from, to) = (region * REGION_BYTES, (region + 1) * REGION_BYTES);
             let (begin, extents) = self.nodes.extents(&entry.content, from, to)?;
             let slots = slots(target, begin, extents).collect();
-            jobs.send(Job { slots, inline: Vec::new(), targets: vec![Arc::clone(target)] })?;
+            jobs.send(Job {
+                slots,
+                inline: Vec::new(),
+                targets: vec![Arc::clone(target)],
+            })?;
         }
         Ok(())
     }
@@ -274,7 +335,11 @@ impl<'a> Unfolder<'a> {
 /// The slots of extents that lie one behind the other from `begin` on.
 fn slots(target: &Arc<Target>, begin: u64, extents: Vec<Extent>) -> impl Iterator<Item = Slot> {
     extents.into_iter().scan(begin, move |offset, extent| {
-        let slot = Slot { target: Arc::clone(target), offset: *offset, extent };
+        let slot = Slot {
+            target: Arc::clone(target),
+            offset: *offset,
+            extent,
+        };
         *offset += u64::from(extent.length);
         Some(slot)
     })

@@ -30,7 +30,8 @@ pub(super) struct Archive<'a> {
 impl Archive<'_> {
     fn has(&self, segment: Segment) -> Result<bool> {
         let name = segment.file_name(self.segment_bytes);
-        let present = wal::present(self.repository, self.stanza, &self.epoch, &name).map_err(Error::Repository)?;
+        let present = wal::present(self.repository, self.stanza, &self.epoch, &name)
+            .map_err(Error::Repository)?;
         Ok(present.is_some())
     }
 
@@ -55,10 +56,16 @@ impl Archive<'_> {
     /// Waits for all segments from `first` to `last`; answers their number.
     pub(super) fn wait_for(&self, first: Segment, last: Segment) -> Result<u64> {
         for number in first.number..=last.number {
-            let segment = Segment { timeline: first.timeline, number };
+            let segment = Segment {
+                timeline: first.timeline,
+                number,
+            };
             if !self.wait_for_any(&[segment], self.timeout)? {
                 let seconds = self.timeout.as_secs();
-                return Err(Error::ArchiveTimeout { segment: segment.file_name(self.segment_bytes), seconds });
+                return Err(Error::ArchiveTimeout {
+                    segment: segment.file_name(self.segment_bytes),
+                    seconds,
+                });
             }
         }
         Ok(last.number + 1 - first.number)
@@ -68,19 +75,30 @@ impl Archive<'_> {
     /// backup's first one arrives (starting a backup switched it out), or, where that was archived elsewhere or long
     /// ago, the one that a switch made now completes.
     pub(super) fn prove_archiving(&self, server: &mut dyn Server, start: Segment) -> Result<()> {
-        let Some(before) = start.number.checked_sub(1) else { return Ok(()) };
-        let before = Segment { timeline: start.timeline, number: before };
+        let Some(before) = start.number.checked_sub(1) else {
+            return Ok(());
+        };
+        let before = Segment {
+            timeline: start.timeline,
+            number: before,
+        };
         let grace = self.timeout.min(Duration::from_millis(1500));
         if self.wait_for_any(&[before], grace)? {
             return Ok(());
         }
-        server.restore_point("pgcairn archive check").map_err(Error::Cluster)?;
+        server
+            .restore_point("pgcairn archive check")
+            .map_err(Error::Cluster)?;
         let switched = server.switch_wal().map_err(Error::Cluster)?;
-        let segment = Segment::holding_end(Timeline(start.timeline.0), switched, self.segment_bytes);
+        let segment =
+            Segment::holding_end(Timeline(start.timeline.0), switched, self.segment_bytes);
         if self.wait_for_any(&[before, segment], self.timeout)? {
             return Ok(());
         }
         let seconds = self.timeout.as_secs();
-        Err(Error::ArchiveTimeout { segment: segment.file_name(self.segment_bytes), seconds })
+        Err(Error::ArchiveTimeout {
+            segment: segment.file_name(self.segment_bytes),
+            seconds,
+        })
     }
 }

@@ -198,6 +198,11 @@ impl ChunkIndex {
             .collect()
     }
 
+    /// The length of a pack that a segment names.
+    pub fn pack_bytes(&self, pack: &PackId) -> Option<u64> {
+        self.packs().find(pack).map(|(_, bytes)| bytes)
+    }
+
     /// For each id, in the order given, a copy that may be used, if there is one. `found` is emptied first. One call
     /// looks many ids up for much less than as many calls would.
     pub fn lookup(&self, ids: &[ChunkId], found: &mut Vec<Option<Location>>) -> Result<()> {
