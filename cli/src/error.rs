@@ -5,8 +5,8 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::exit;
 use crate::options::Command;
+use crate::{exit, report};
 
 /// A refusal or failure of the command line program, or one of the engine passed on.
 #[derive(Debug, thiserror::Error)]
@@ -124,20 +124,26 @@ pub(crate) enum Error {
     Locked { path: PathBuf },
     #[error("unable to create lock file '{}'", path.display())]
     LockFile { path: PathBuf, source: io::Error },
-    #[error("unable to open log file '{}'", path.display())]
-    LogFile { path: PathBuf, source: io::Error },
     #[error("unable to write to standard output")]
     Output { source: io::Error },
     #[error("unable to find the path of this program")]
     OwnPath { source: io::Error },
     #[error("unable to get current working directory")]
     WorkingDirectory { source: io::Error },
+    #[error(
+        "PostgreSQL working directory '{}' is not the same as option pg1-path '{}'",
+        current.display(),
+        pgdata.display()
+    )]
+    OtherDirectory { current: PathBuf, pgdata: PathBuf },
     #[error("automatic backup set selection cannot be performed with provided time '{text}'")]
     TargetTime { text: String },
     #[error("automatic backup set selection cannot be performed with provided lsn '{text}'")]
     TargetLsn { text: String },
     #[error("unable to find backup set with stop {what} less than '{target}'")]
     NoBackupBefore { what: &'static str, target: String },
+    #[error(transparent)]
+    Engine(#[from] pgcairn_engine::actions::Error),
 }
 
 impl Error {
@@ -156,18 +162,18 @@ impl Error {
             | Error::ValueRange { .. }
             | Error::PathNotAbsolute { .. }
             | Error::EnvironmentText { .. }
-            | Error::EnvironmentEmpty { .. } => exit::OPTION_VALUE,
+            | Error::EnvironmentEmpty { .. }
+            | Error::OtherDirectory { .. } => exit::OPTION_VALUE,
             Error::ConfigMissing { .. } => exit::FILE_MISSING,
             Error::ConfigRead { .. } => exit::FILE_READ,
             Error::ConfigLine { .. } | Error::TargetTime { .. } | Error::TargetLsn { .. } => {
                 exit::FORMAT
             }
             Error::Locked { .. } => exit::LOCKED,
-            Error::LockFile { .. } | Error::LogFile { .. } | Error::Output { .. } => {
-                exit::FILE_WRITE
-            }
+            Error::LockFile { .. } | Error::Output { .. } => exit::FILE_WRITE,
             Error::OwnPath { .. } | Error::WorkingDirectory { .. } => exit::PATH_MISSING,
             Error::NoBackupBefore { .. } => exit::BACKUP_SET,
+            Error::Engine(error) => exit::of_engine(error.kind()),
             _ => exit::OPTION_INVALID,
         }
     }
@@ -185,6 +191,10 @@ impl Error {
             }
             Error::OptionMissing { name: "pg1-path", .. } => vec!["does this stanza exist?".to_owned()],
             Error::Locked { .. } => vec!["is another pgcairn process running?".to_owned()],
+            Error::OtherDirectory { .. } => {
+                vec!["is the PostgreSQL data_directory configured the same as the pg1-path option?".to_owned()]
+            }
+            Error::Engine(error) => report::hints(error.kind()),
             Error::LockFile { .. } => vec!["set lock-path to a directory that this user can write.".to_owned()],
             Error::TargetTime { .. } => vec![
                 "time format must be YYYY-MM-DD HH:MM:SS with optional msec and optional timezone (+/- HH or HHMM or \

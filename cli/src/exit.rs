@@ -7,6 +7,8 @@
 
 use std::path::Path;
 
+use pgcairn_engine::actions::ErrorKind;
+
 use crate::options::Command;
 
 pub(crate) const NOT_THERE: u8 = 1;
@@ -110,6 +112,43 @@ pub(crate) const SENTENCES: &[(u8, &str)] = &[
     ),
 ];
 
+/// The number of an error of the engine.
+pub(crate) fn of_engine(kind: ErrorKind) -> u8 {
+    match kind {
+        ErrorKind::NotARepository | ErrorKind::StanzaMissing | ErrorKind::FileMissing => {
+            FILE_MISSING
+        }
+        ErrorKind::NotEmpty | ErrorKind::PathNotEmpty => PATH_NOT_EMPTY,
+        ErrorKind::StanzaMismatch => BACKUP_MISMATCH,
+        ErrorKind::ArchiveMismatch => ARCHIVE_MISMATCH,
+        ErrorKind::WalDuplicate => WAL_DUPLICATE,
+        ErrorKind::ArchiveTimeout => ARCHIVE_TIMEOUT,
+        ErrorKind::ArchiveDisabled => ARCHIVE_DISABLED,
+        ErrorKind::ArchiveCommand => ARCHIVE_COMMAND,
+        ErrorKind::ArchiveMode => ARCHIVE_MODE,
+        ErrorKind::ClusterRunning => CLUSTER_RUNNING,
+        ErrorKind::PathMissing => PATH_MISSING,
+        ErrorKind::BackupNotFound => BACKUP_SET,
+        ErrorKind::TablespaceMap => TABLESPACE_MAP,
+        ErrorKind::LinkMap => LINK_MAP,
+        ErrorKind::DbConnect => DB_CONNECT,
+        ErrorKind::DbQuery => DB_QUERY,
+        ErrorKind::DbMismatch => DB_MISMATCH,
+        ErrorKind::FileRead => FILE_READ,
+        ErrorKind::FileWrite | ErrorKind::Full => FILE_WRITE,
+        ErrorKind::Damaged => DAMAGED,
+        ErrorKind::Format => FORMAT,
+        ErrorKind::TooNew => TOO_NEW,
+        ErrorKind::StorageUnreachable => REPOSITORY_UNREACHABLE,
+        ErrorKind::Denied => DENIED,
+        ErrorKind::Locked => LOCKED,
+        ErrorKind::Clock => CLOCK,
+        ErrorKind::Invalid => OPTION_VALUE,
+        // The kinds may grow; a new one is told as what it is not known to be.
+        _ => INTERNAL,
+    }
+}
+
 /// The code with which a command exits that failed with `number`.
 pub(crate) fn for_failure(command: Option<Command>, number: u8, standby: bool) -> u8 {
     match command {
@@ -158,6 +197,24 @@ mod tests {
         );
         assert_eq!(for_failure(Some(Command::Backup), LOCKED, false), LOCKED);
         assert_eq!(for_failure(None, OPTION_INVALID, false), OPTION_INVALID);
+    }
+
+    #[test]
+    fn every_number_of_an_engine_error_has_a_sentence() {
+        for kind in [
+            ErrorKind::WalDuplicate,
+            ErrorKind::Internal,
+            ErrorKind::Damaged,
+            ErrorKind::Full,
+        ] {
+            assert!(
+                SENTENCES
+                    .iter()
+                    .any(|(number, _)| *number == of_engine(kind))
+            );
+        }
+        assert_eq!(of_engine(ErrorKind::StanzaMismatch), 51);
+        assert_eq!(of_engine(ErrorKind::ArchiveMismatch), 44);
     }
 
     #[test]
