@@ -85,7 +85,7 @@ pub(crate) fn hints(kind: ErrorKind) -> Vec<String> {
         ErrorKind::StanzaMissing => &["has a stanza-create been performed?"],
         ErrorKind::StanzaMismatch => &[
             "is this the cluster that the stanza was created for?",
-            "after pg_upgrade or a new initdb run stanza-create again.",
+            "a cluster made anew by initdb or pg_upgrade needs a stanza of its own.",
         ],
         ErrorKind::ArchiveMismatch => {
             &["is pg1-path the data directory of the server that archives?"]
@@ -147,7 +147,7 @@ pub(crate) fn backup_lines(summary: &BackupSummary) -> Vec<String> {
         format!("new backup label = {}", manifest.label),
         format!(
             "{} backup size = {}, file total = {}",
-            summary.backup_type.name(),
+            manifest.backup_type.name(),
             bytes(sums.file_bytes),
             sums.files
         ),
@@ -172,7 +172,7 @@ pub(crate) fn backup_json(summary: &BackupSummary) -> Value {
     json!({
         "stanza": manifest.stanza,
         "label": manifest.label,
-        "type": summary.backup_type.name(),
+        "type": manifest.backup_type.name(),
         "prior": manifest.prior,
         "files": sums.files,
         "size": sums.file_bytes,

@@ -4,7 +4,7 @@
 //! of the wrong kind or out of range.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::error::Error;
@@ -236,12 +236,6 @@ fn parse_duration(text: &str) -> Option<Duration> {
     (1..=604_800_000)
         .contains(&ms)
         .then(|| Duration::from_millis(ms))
-}
-
-/// Whether two texts name the same directory; one that does not exist is compared by its text.
-pub(crate) fn same_directory(one: &Path, other: &Path) -> bool {
-    let resolve = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    resolve(one) == resolve(other)
 }
 
 #[cfg(test)]

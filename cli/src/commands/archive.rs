@@ -11,8 +11,7 @@ use super::{compress_level, open_repository, stanza, threads};
 use crate::error::Error;
 use crate::exit;
 use crate::log::Log;
-use crate::progress::Progress;
-use crate::settings::{Settings, same_directory};
+use crate::settings::Settings;
 
 pub(super) fn push(settings: &Settings, log: &Log) -> Result<u8, Error> {
     let [path] = settings.parameters.as_slice() else {
@@ -26,12 +25,7 @@ pub(super) fn push(settings: &Settings, log: &Log) -> Result<u8, Error> {
         .unwrap_or_default()
         .to_string_lossy()
         .into_owned();
-    let pushed = actions::archive_push(
-        &open_repository(settings)?,
-        &options(settings),
-        &segment,
-        &Progress::new(log),
-    )?;
+    let pushed = actions::archive_push(&open_repository(settings)?, &options(settings), &segment)?;
     match pushed {
         Pushed::Stored => log.info(&format!("pushed WAL file '{name}' to the archive")),
         Pushed::AlreadyThere => log.warn(&format!(
@@ -50,13 +44,7 @@ pub(super) fn get(settings: &Settings, log: &Log) -> Result<u8, Error> {
     };
     let destination = resolve(settings, path)?;
     let repository = open_repository(settings)?;
-    match actions::archive_get(
-        &repository,
-        &options(settings),
-        name,
-        &destination,
-        &Progress::new(log),
-    )? {
+    match actions::archive_get(&repository, &options(settings), name, &destination)? {
         Got::Fetched => {
             log.info(&format!("found {name} in the repo1 archive"));
             Ok(0)
@@ -72,10 +60,10 @@ fn options(settings: &Settings) -> ArchiveOptions {
     ArchiveOptions {
         stanza: stanza(settings).to_owned(),
         pgdata: settings.path("pg1-path"),
-        cache: settings.path("cache-path"),
         compress_level: compress_level(settings),
         threads: threads(settings),
         header_check: settings.flag("archive-header-check"),
+        timeout: settings.duration("archive-timeout"),
     }
 }
 
@@ -91,4 +79,10 @@ fn resolve(settings: &Settings, path: &str) -> Result<PathBuf, Error> {
         return Err(Error::OtherDirectory { current, pgdata });
     }
     Ok(current.join(path))
+}
+
+/// Whether two texts name the same directory; one that does not exist is compared by its text.
+fn same_directory(one: &Path, other: &Path) -> bool {
+    let resolve = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    resolve(one) == resolve(other)
 }

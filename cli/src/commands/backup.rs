@@ -41,7 +41,6 @@ fn options(settings: &Settings) -> BackupOptions {
         threads: threads(settings),
         compress_level: compress_level(settings),
         start_fast: settings.flag("start-fast"),
-        online: settings.flag("online"),
         force: settings.flag("force"),
         checksum_page: settings.flag_if_set("checksum-page"),
         delta: settings.flag("delta"),
@@ -55,6 +54,6 @@ fn options(settings: &Settings) -> BackupOptions {
             .collect(),
         host: host(),
         now_ms: clock::now_ms(),
-        label_time: clock::label_time,
+        stamp: clock::label_time,
     }
 }

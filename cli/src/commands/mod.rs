@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use pgcairn_engine::actions::{self, StorageLocation};
 use pgcairn_engine::cluster::server::{self, Connection, PgServer};
-use pgcairn_engine::repository::Repository;
+use pgcairn_engine::repository::{Repository, layout};
 use pgcairn_engine::storage::Storage;
 use serde_json::Value;
 
@@ -37,7 +37,10 @@ pub(crate) fn named(words: &[OsString]) -> Option<Command> {
 
 /// Reads the options, runs the command, tells how it went, and gives the exit code.
 pub(crate) fn start(words: Vec<OsString>, named: Option<Command>) -> u8 {
-    let settings = match arguments::parse(words).and_then(config::settle) {
+    let settings = match arguments::parse(words)
+        .and_then(config::settle)
+        .and_then(check_stanza)
+    {
         Ok(settings) => settings,
         Err(error) => {
             report::to_stderr(&report::early_failure(&error));
@@ -73,6 +76,17 @@ pub(crate) fn start(words: Vec<OsString>, named: Option<Command>) -> u8 {
         log.info(&format!("{} command end: {outcome}", command.name()));
     }
     code
+}
+
+/// The stanza's name becomes part of file names: it is judged before any is made.
+fn check_stanza(settings: Settings) -> Result<Settings, Error> {
+    if let Some(name) = settings.text("stanza") {
+        layout::check_stanza_name(name).map_err(|_| Error::ValueInvalid {
+            name: "stanza",
+            value: name.to_owned(),
+        })?;
+    }
+    Ok(settings)
 }
 
 fn begin(settings: &Settings, log: &Log) {

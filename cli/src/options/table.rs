@@ -104,7 +104,7 @@ pub(crate) const OPTIONS: &[OptionRow] = &[
     own(
         "archive-timeout",
         Duration,
-        &[Backup],
+        &[ArchiveGet, ArchivePush, Backup],
         "how long to wait for a WAL segment to arrive",
     )
     .default("1m"),
@@ -310,7 +310,7 @@ pub(crate) const OPTIONS: &[OptionRow] = &[
     OptionRow::new(
         "cache-path",
         Path,
-        WITH_CLUSTER,
+        &[Backup, Restore],
         "path of the chunk index and other caches",
     )
     .default("/var/cache/pgcairn"),
@@ -373,7 +373,7 @@ pub(crate) const OPTIONS: &[OptionRow] = &[
     OptionRow::new(
         "process-max",
         Number(1, 999),
-        WITH_CLUSTER,
+        &[ArchiveGet, ArchivePush, Backup, Restore],
         "max threads to use; unset: one per core",
     ),
     OptionRow::new("protocol-timeout", Text, ALL, "no effect here").effect(Nothing),
