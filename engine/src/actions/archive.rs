@@ -1,0 +1,208 @@
+//! Archiving one WAL file, and getting one back.
+//!
+//! Promises: a push is confirmed only when the file is durable in the repository; the same name with the same bytes is
+//! success, with other bytes an error, and nothing is ever overwritten. A get answers "not there" only if that is the end
+//! of the WAL as far as anybody can tell: the repository and the stanza were read, the file is absent, no gap record
+//! covers it, and no later segment of its timeline exists; every other answer is an error, "cannot tell".
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::actions::error::{Error, Result};
+use crate::actions::pipeline::{self, pause};
+use crate::actions::stanza::{epoch_of, epochs_of};
+use crate::cluster::control_file::{self, ControlFile};
+use crate::cluster::wal_header;
+use crate::ids::Namer;
+use crate::monitor::Monitor;
+use crate::pack::wal as wal_object;
+use crate::pack::writer::Sealer;
+use crate::repository::stanza::Epoch;
+use crate::repository::{Repository, wal};
+use crate::wal_name::{Segment, WalFile};
+
+/// How often a segment that may still arrive is looked for.
+const POLL: Duration = Duration::from_millis(200);
+
+/// What pushing and getting need to know.
+#[derive(Debug, Clone)]
+pub struct ArchiveOptions {
+    /// The stanza.
+    pub stanza: String,
+    /// The cluster's data directory.
+    pub pgdata: PathBuf,
+    /// zstd level.
+    pub compress_level: i32,
+    /// Working threads.
+    pub threads: usize,
+    /// Check that a segment's header is of this cluster.
+    pub header_check: bool,
+    /// How long a get looks again for a segment that is absent although later ones are there.
+    pub timeout: Duration,
+}
+
+/// What became of a push.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pushed {
+    /// It was stored.
+    Stored,
+    /// It was there already, with the same bytes.
+    AlreadyThere,
+}
+
+/// What became of a get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Got {
+    /// The file is at its destination.
+    Fetched,
+    /// The archive ends before it.
+    NotThere,
+}
+
+/// Puts one file of `pg_wal` into the archive; `file` is relative to the data directory, as `%p` is.
+pub fn archive_push(
+    repository: &Repository,
+    options: &ArchiveOptions,
+    file: &Path,
+    monitor: &dyn Monitor,
+) -> Result<Pushed> {
+    let path = options.pgdata.join(file);
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+    let kind = WalFile::of(&name).map_err(|_| Error::NotWal(name.clone()))?;
+    let control = control_file::read(&options.pgdata).map_err(Error::Cluster)?;
+    let epoch = epoch_of(repository, &options.stanza, &control, &options.pgdata)?;
+    let raw = fs::read(&path).map_err(|source| Error::ReadFile { path: path.clone(), source })?;
+    if options.header_check && matches!(kind, WalFile::Segment | WalFile::Partial) {
+        check_header(&raw, &name, &path, &control)?;
+    }
+    let object = encode(&raw, options, &name)?;
+    match wal::put(repository, &options.stanza, &epoch.name(), &name, &object) {
+        Ok(()) => Ok(Pushed::Stored),
+        Err(error) if error.is_already_exists() || error.is_unreachable() => {
+            // Lost answers and repeated pushes look alike: what counts is what is there now.
+            let stored = wal::get(repository, &options.stanza, &epoch.name(), &name).map_err(|read| {
+                Error::Repository(if read.is_not_found() { error } else { read })
+            })?;
+            let stored = decode(&stored, &name)?;
+            if stored != raw {
+                return Err(Error::WalDuplicate { name, stanza: options.stanza.clone() });
+            }
+            monitor.note(&format!("{name} is in the archive already, with the same content"));
+            Ok(Pushed::AlreadyThere)
+        }
+        Err(error) => Err(Error::Repository(error)),
+    }
+}
+
+fn encode(raw: &[u8], options: &ArchiveOptions, name: &str) -> Result<Vec<u8>> {
+    let damaged = |source| Error::Pack { path: name.to_owned(), source };
+    let pieces: Vec<&[u8]> = wal_object::split(raw).collect();
+    let sealed = pipeline::map(options.threads, &pieces, |pieces, keep| {
+        let namer = Namer::plain();
+        let mut sealer = Sealer::new(options.compress_level).map_err(damaged)?;
+        for (at, piece) in pieces {
+            keep(at, wal_object::seal_piece(&mut sealer, &namer, piece).map_err(damaged)?);
+        }
+        Ok(())
+    })?;
+    wal_object::assemble(&sealed).map_err(damaged)
+}
+
+fn decode(object: &[u8], name: &str) -> Result<Vec<u8>> {
+    let namer = Namer::plain();
+    wal_object::decode(&namer, object).map_err(|source| Error::WalDamaged { name: name.to_owned(), source })
+}
+
+/// Checks that a segment is what its name says, and of this cluster.
+fn check_header(raw: &[u8], name: &str, path: &Path, control: &ControlFile) -> Result<()> {
+    let foreign = |found: String| Error::ForeignWal { path: path.to_owned(), found };
+    let header = wal_header::parse(raw).map_err(|error| foreign(error.to_string()))?;
+    if header.system_id != control.system_id {
+        return Err(foreign(format!("system id {}, the cluster has {}", header.system_id, control.system_id)));
+    }
+    if header.version != control.version {
+        return Err(foreign(format!("PostgreSQL {}, the cluster is {}", header.version, control.version)));
+    }
+    let segment_bytes = header.segment_bytes;
+    if raw.len() != segment_bytes as usize {
+        return Err(foreign(format!("{} bytes long, a segment has {segment_bytes}", raw.len())));
+    }
+    let segment = name.split('.').next().unwrap_or_default();
+    let named = Segment::parse(segment, segment_bytes).map_err(|error| foreign(error.to_string()))?;
+    if named.number * u64::from(segment_bytes) != header.page_address.0 {
+        return Err(foreign(format!("it begins at {}", header.page_address)));
+    }
+    Ok(())
+}
+
+/// Fetches one WAL file to `destination`, which is relative to the data directory, as `%p` is.
+pub fn archive_get(
+    repository: &Repository,
+    options: &ArchiveOptions,
+    name: &str,
+    destination: &Path,
+) -> Result<Got> {
+    WalFile::of(name).map_err(|_| Error::NotWal(name.to_owned()))?;
+    let control = control_file::read(&options.pgdata).map_err(Error::Cluster)?;
+    let epochs: Vec<Epoch> = epochs_of(repository, &options.stanza)?
+        .into_iter()
+        .filter(|epoch| epoch.system_id == control.system_id && epoch.version == control.version)
+        .collect();
+    let Some(epoch) = epochs.last() else {
+        return epoch_of(repository, &options.stanza, &control, &options.pgdata).map(|_| Got::NotThere);
+    };
+    let begun = Instant::now();
+    loop {
+        match wal::get(repository, &options.stanza, &epoch.name(), name) {
+            Ok(object) => {
+                write(&options.pgdata.join(destination), &decode(&object, name)?)?;
+                return Ok(Got::Fetched);
+            }
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(Error::Repository(error)),
+        }
+        let Some(evidence) = evidence_of_more(repository, options, epoch, name)? else { return Ok(Got::NotThere) };
+        if begun.elapsed() >= options.timeout {
+            return Err(Error::WalHole { name: name.to_owned(), evidence });
+        }
+        // Segments may arrive out of order.
+        pause(POLL);
+    }
+}
+
+/// What says that the WAL does not end before this absent file, if anything does.
+fn evidence_of_more(
+    repository: &Repository,
+    options: &ArchiveOptions,
+    epoch: &Epoch,
+    name: &str,
+) -> Result<Option<String>> {
+    if WalFile::of(name) != Ok(WalFile::Segment) {
+        return Ok(None);
+    }
+    let (stanza, epoch) = (&options.stanza, epoch.name());
+    if let Some(gap) = wal::gap_covering(repository, stanza, &epoch, name).map_err(Error::Repository)? {
+        return Ok(Some(format!("segments {gap} were dropped by archive-push")));
+    }
+    let timeline = name.get(..8).unwrap_or_default();
+    let later = wal::names_from(repository, stanza, &epoch, timeline, Some(name), 1).map_err(Error::Repository)?;
+    Ok(later.first().map(|later| format!("{later} is there")))
+}
+
+/// Writes a fetched file whole: PostgreSQL must never see a part of a segment.
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".pgcairn.tmp");
+    let temporary = PathBuf::from(temporary);
+    let written = File::create(&temporary).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_data()?;
+        fs::rename(&temporary, path)
+    });
+    written.map_err(|source| {
+        drop(fs::remove_file(&temporary));
+        Error::WriteFile { path: path.to_owned(), source }
+    })
+}

@@ -1,0 +1,228 @@
+//! Getting chunks out of the repository: found, read in few requests, verified.
+//!
+//! Promises: what is handed out has been checked against its id; chunks that lie side by side are read together; a copy
+//! that is damaged is passed over for another one; a chunk is called lost only when the whole repository was asked
+//! (all index segments, and the footers of packs that no segment names).
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use crate::actions::error::{Error, Result};
+use crate::actions::known::{Known, Scope, bring_up_to_date, unindexed, widen};
+use crate::actions::session::Session;
+use crate::ids::{BlobKind, ChunkId, Location, Namer, PackId};
+use crate::monitor::{Counter, Tally};
+use crate::pack::format::FRAME_BYTES;
+use crate::pack::reader::Opener;
+use crate::repository::layout::{self, PackClass};
+use crate::repository::{Repository, packs};
+
+/// Stored bytes that are read at once.
+const LARGEST_READ: u64 = 4 << 20;
+
+/// Where the chunks of a repository are.
+pub(super) struct Locator<'a> {
+    session: &'a Session<'a>,
+    pub(super) known: Known,
+    widened: Mutex<Option<HashMap<ChunkId, Location>>>,
+}
+
+impl<'a> Locator<'a> {
+    /// A locator that knows the segments of one stanza, and asks for the rest only if it must.
+    pub(super) fn new(session: &'a Session<'a>, cache: &Path, stanza: &str) -> Result<Self> {
+        let known = bring_up_to_date(session, cache, Scope::Stanza(stanza))?;
+        Ok(Locator { session, known, widened: Mutex::new(None) })
+    }
+
+    /// A usable location of each chunk, in the order of `ids`; `None` only if no copy is known anywhere.
+    pub(super) fn locate(&self, ids: &[ChunkId], found: &mut Vec<Option<Location>>) -> Result<()> {
+        self.known.index.lookup(ids, found).map_err(Error::Index)?;
+        if found.iter().all(Option::is_some) {
+            return Ok(());
+        }
+        let mut widened = self.widened.lock().unwrap_or_else(PoisonError::into_inner);
+        if widened.is_none() {
+            widen(self.session, &self.known)?;
+            let rest = unindexed(self.session.repository, &self.known, &mut |_, _| {})?;
+            let located = rest.packs.iter().flat_map(|pack| {
+                pack.blobs.iter().map(|fact| (fact.id, fact.location(pack.pack)))
+            });
+            *widened = Some(located.collect());
+        }
+        self.known.index.lookup(ids, found).map_err(Error::Index)?;
+        for (id, location) in ids.iter().zip(found.iter_mut()).filter(|(_, location)| location.is_none()) {
+            *location = widened.as_ref().and_then(|rest| rest.get(id)).copied();
+        }
+        Ok(())
+    }
+}
+
+/// A chunk that is wanted, and for what.
+pub(super) struct Wanted<T> {
+    pub(super) id: ChunkId,
+    pub(super) raw_bytes: u32,
+    pub(super) purpose: T,
+}
+
+/// One thread's fetching.
+pub(super) struct Fetcher<'a> {
+    repository: &'a Repository,
+    locator: &'a Locator<'a>,
+    tally: &'a Tally,
+    namer: Namer,
+    opener: Opener,
+    stored: Vec<u8>,
+    raw: Vec<u8>,
+}
+
+impl<'a> Fetcher<'a> {
+    /// A fetcher for one thread.
+    pub(super) fn new(repository: &'a Repository, locator: &'a Locator<'a>, tally: &'a Tally) -> Result<Self> {
+        let opener = Opener::new()
+            .map_err(|source| Error::PackDamaged { key: "the decompressor".to_owned(), source })?;
+        Ok(Fetcher {
+            repository,
+            locator,
+            tally,
+            namer: Namer::plain(),
+            opener,
+            stored: Vec::new(),
+            raw: Vec::new(),
+        })
+    }
+
+    /// Fetches all that is wanted, in pack order, and hands each chunk's bytes to `take` with its purpose. `name` says
+    /// what a chunk is needed by, for errors.
+    pub(super) fn fetch<T>(
+        &mut self,
+        mut wanted: Vec<Wanted<T>>,
+        name: impl Fn(&T) -> String,
+        mut take: impl FnMut(&T, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        while !wanted.is_empty() {
+            let mut located = self.located(wanted, &name)?;
+            located.sort_by_key(|(location, _)| (location.pack, location.offset));
+            wanted = Vec::new();
+            let mut rest = located.into_iter().peekable();
+            while let Some(first) = rest.next() {
+                let mut group = vec![first];
+                while let Some(next) = rest.next_if(|next| continues(&group, &next.0)) {
+                    group.push(next);
+                }
+                self.group(group, &name, &mut take, &mut wanted)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn located<T>(
+        &self,
+        wanted: Vec<Wanted<T>>,
+        name: impl Fn(&T) -> String,
+    ) -> Result<Vec<(Location, Wanted<T>)>> {
+        let ids: Vec<ChunkId> = wanted.iter().map(|wanted| wanted.id).collect();
+        let mut found = Vec::with_capacity(ids.len());
+        self.locator.locate(&ids, &mut found)?;
+        let pairs = found.into_iter().zip(wanted);
+        let located = pairs.map(|(location, wanted)| match location {
+            Some(location) => Ok((location, wanted)),
+            None => Err(Error::ChunkLost { chunk: wanted.id, needed_by: name(&wanted.purpose), source: None }),
+        });
+        located.collect()
+    }
+
+    /// Reads one run of a pack. A copy that turns out damaged is not used again, and its chunk goes back to `again`.
+    fn group<T>(
+        &mut self,
+        group: Vec<(Location, Wanted<T>)>,
+        name: impl Fn(&T) -> String,
+        take: &mut impl FnMut(&T, &[u8]) -> Result<()>,
+        again: &mut Vec<Wanted<T>>,
+    ) -> Result<()> {
+        let (Some((first, _)), Some((last, _))) = (group.first(), group.last()) else { return Ok(()) };
+        let (pack, start) = (first.pack, u64::from(first.offset));
+        let class = if first.kind == BlobKind::Node { PackClass::Meta } else { PackClass::Data };
+        self.stored.resize(usize::try_from(end_of(last) - start).unwrap_or(0), 0);
+        let read = packs::get_range(self.repository, class, pack, start, &mut self.stored);
+        if let Err(error) = read {
+            return self.unreadable(group, pack, error, name, again);
+        }
+        self.tally.add(Counter::FetchedBytes, self.stored.len() as u64);
+        let mut previous: Option<ChunkId> = None;
+        for (location, wanted) in group {
+            if previous != Some(wanted.id) {
+                let from = usize::try_from(u64::from(location.offset) - start).unwrap_or(usize::MAX);
+                let length = FRAME_BYTES + location.stored_bytes as usize;
+                let frame = self.stored.get(from..from.saturating_add(length)).unwrap_or_default();
+                if let Err(source) =
+                    self.opener.open(&self.namer, &wanted.id, &location, frame, &mut self.raw)
+                {
+                    let key = layout::pack(class, pack).to_string();
+                    let damage = Error::CopyDamaged { key, offset: location.offset, source };
+                    self.pass_over(wanted, pack, damage, &name, again)?;
+                    continue;
+                }
+            }
+            previous = Some(wanted.id);
+            take(&wanted.purpose, &self.raw)?;
+        }
+        Ok(())
+    }
+
+    /// A pack that is missing or too short loses its chunks one by one; any other failure ends the action.
+    fn unreadable<T>(
+        &mut self,
+        group: Vec<(Location, Wanted<T>)>,
+        pack: PackId,
+        error: crate::repository::Error,
+        name: impl Fn(&T) -> String,
+        again: &mut Vec<Wanted<T>>,
+    ) -> Result<()> {
+        if !error.is_not_found() && !error.is_truncated() {
+            return Err(Error::Repository(error));
+        }
+        let mut cause = Some(Error::Repository(error));
+        for (_, wanted) in group {
+            let damage = cause.take().unwrap_or(Error::PackVanished { pack: pack.to_string() });
+            self.pass_over(wanted, pack, damage, &name, again)?;
+        }
+        Ok(())
+    }
+
+    /// Takes note of a damaged copy; if there is another, the chunk is wanted again.
+    fn pass_over<T>(
+        &self,
+        wanted: Wanted<T>,
+        pack: PackId,
+        damage: Error,
+        name: impl Fn(&T) -> String,
+        again: &mut Vec<Wanted<T>>,
+    ) -> Result<()> {
+        self.locator.known.index.quarantine(wanted.id, pack);
+        let mut found = Vec::with_capacity(1);
+        self.locator.locate(&[wanted.id], &mut found)?;
+        match found.pop().flatten() {
+            Some(other) if other.pack != pack => {
+                again.push(wanted);
+                Ok(())
+            }
+            _ => Err(Error::ChunkLost {
+                chunk: wanted.id,
+                needed_by: name(&wanted.purpose),
+                source: Some(Box::new(damage)),
+            }),
+        }
+    }
+}
+
+fn end_of(location: &Location) -> u64 {
+    u64::from(location.offset) + FRAME_BYTES as u64 + u64::from(location.stored_bytes)
+}
+
+/// Whether `next` lies directly behind the group (or is its last chunk once more) and still fits into one read.
+fn continues<T>(group: &[(Location, Wanted<T>)], next: &Location) -> bool {
+    let (Some((first, _)), Some((last, _))) = (group.first(), group.last()) else { return false };
+    let beside = u64::from(next.offset) == end_of(last) || next.offset == last.offset;
+    next.pack == last.pack && beside && end_of(next) - u64::from(first.offset) <= LARGEST_READ
+}

@@ -1,0 +1,76 @@
+//! What is in a repository: stanzas, their epochs, their WAL, their backups.
+
+use crate::actions::error::{Error, Result};
+use crate::actions::label::committed;
+use crate::repository::snapshot::{self, Manifest};
+use crate::repository::{Repository, run, stanza, wal};
+
+/// One stanza.
+#[derive(Debug, Clone)]
+pub struct StanzaInfo {
+    /// Its name.
+    pub name: String,
+    /// Its epochs, oldest first.
+    pub epochs: Vec<EpochInfo>,
+    /// Its committed backups that are not forgotten, oldest first.
+    pub backups: Vec<Manifest>,
+    /// Backups that were announced and are not decided: running, or crashed.
+    pub undecided: u32,
+}
+
+/// One epoch: a system identifier and a version that the stanza had.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EpochInfo {
+    /// The number of its record.
+    pub n: u32,
+    /// Its name, as `15-1`.
+    pub name: String,
+    /// Its place among the stanza's epochs, from 1.
+    pub id: u32,
+    /// The system identifier.
+    pub system_id: u64,
+    /// The major version.
+    pub version: u32,
+    /// The first segment in the archive.
+    pub wal_min: Option<String>,
+    /// The last segment in the archive.
+    pub wal_max: Option<String>,
+}
+
+/// Tells of one stanza, or of all; a stanza that does not exist is not in the answer.
+pub fn info(repository: &Repository, stanza: Option<&str>) -> Result<Vec<StanzaInfo>> {
+    let names = match stanza {
+        Some(name) => vec![name.to_owned()],
+        None => stanza::list_stanzas(repository).map_err(Error::Repository)?,
+    };
+    let mut infos = Vec::new();
+    for name in names {
+        let epochs = stanza::epochs(repository, &name).map_err(Error::Repository)?;
+        if !epochs.is_empty() {
+            infos.push(of_stanza(repository, name, &epochs)?);
+        }
+    }
+    Ok(infos)
+}
+
+fn of_stanza(repository: &Repository, name: String, epochs: &[stanza::Epoch]) -> Result<StanzaInfo> {
+    let mut listed = Vec::new();
+    for (id, epoch) in (1..).zip(epochs) {
+        let epoch_name = epoch.name();
+        let (wal_min, wal_max) = wal::bounds(repository, &name, &epoch_name).map_err(Error::Repository)?;
+        listed.push(EpochInfo {
+            n: epoch.n,
+            name: epoch_name,
+            id,
+            system_id: epoch.system_id,
+            version: epoch.version,
+            wal_min,
+            wal_max,
+        });
+    }
+    let backups = committed(repository, &name)?.into_iter().map(|backup| backup.manifest).collect();
+    let decided = snapshot::list(repository, &name).map_err(Error::Repository)?;
+    let running = run::list_backups(repository, &name).map_err(Error::Repository)?;
+    let undecided = running.iter().filter(|run| decided.iter().all(|snapshot| snapshot.run != run.run)).count();
+    Ok(StanzaInfo { name, epochs: listed, backups, undecided: u32::try_from(undecided).unwrap_or(u32::MAX) })
+}

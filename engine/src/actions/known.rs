@@ -1,0 +1,133 @@
+//! Brings the local chunk index up to date with a repository.
+//!
+//! Promises: the index knows every fact of every index segment that was asked for, and which packs are listed with the
+//! size their segment says; packs that no segment names are found by their footers, so what a crashed run stored is
+//! used. Whatever is wrong with the local index, it is thrown away and built again: it is a cache.
+
+use std::path::Path;
+
+use crate::actions::error::{Error, Result};
+use crate::actions::session::Session;
+use crate::dedup::index::ChunkIndex;
+use crate::ids::PackId;
+use crate::pack::reader::read_footer;
+use crate::repository::gc_log;
+use crate::repository::layout::{self, PackClass};
+use crate::repository::segment::{self, Fact, IndexSegment, PackFacts};
+use crate::repository::{Repository, list_all, packs};
+
+/// Which index segments are wanted.
+#[derive(Clone, Copy)]
+pub(super) enum Scope<'a> {
+    /// All: a backup dedups against everything.
+    All,
+    /// One stanza's and those of maintenance: enough to restore.
+    Stanza(&'a str),
+}
+
+/// The index, and what is odd about the repository.
+pub(super) struct Known {
+    /// Up to date.
+    pub(super) index: ChunkIndex,
+    /// Packs that a segment names and that are neither condemned nor dead, but absent or of another size.
+    pub(super) suspects: Vec<PackId>,
+    /// Copies of chunks are quarantined.
+    pub(super) quarantined: bool,
+    /// The packs that are listed, with their sizes, by class.
+    pub(super) listed: Vec<(PackClass, PackId, u64)>,
+}
+
+/// Opens the index in `cache` and applies what it has not seen.
+pub(super) fn bring_up_to_date(session: &Session<'_>, cache: &Path, scope: Scope<'_>) -> Result<Known> {
+    let repository = session.repository;
+    let gc_checksum = |number| gc_log::checksum(repository, number).ok().flatten();
+    let place = repository.storage.describe();
+    let index = ChunkIndex::open(cache, repository.id, &place, &gc_checksum).map_err(Error::Index)?;
+    let mut keys = segment_keys(repository, scope)?;
+    let missing: Vec<String> = index.missing_segments(&keys).into_iter().map(str::to_owned).collect();
+    for key in missing {
+        apply(repository, &index, &key)?;
+    }
+    let mut listed = Vec::new();
+    for class in [PackClass::Data, PackClass::Meta] {
+        let of_class = packs::list(repository, class).map_err(Error::Repository)?;
+        listed.extend(of_class.into_iter().map(|pack| (class, pack.pack, pack.bytes)));
+    }
+    let sizes: Vec<(PackId, u64)> = listed.iter().map(|(_, pack, bytes)| (*pack, *bytes)).collect();
+    let suspects = index.set_packs(&sizes, &session.unusable());
+    let quarantine = session.quarantined()?;
+    for (chunk, pack) in &quarantine {
+        index.quarantine(*chunk, *pack);
+    }
+    index.bind_gc((session.gc.newest, session.gc.checksum)).map_err(Error::Index)?;
+    keys.clear();
+    Ok(Known { index, suspects, quarantined: !quarantine.is_empty(), listed })
+}
+
+/// Applies the segments that were left out so far.
+pub(super) fn widen(session: &Session<'_>, known: &Known) -> Result<()> {
+    let keys = segment_keys(session.repository, Scope::All)?;
+    for key in known.index.missing_segments(&keys) {
+        apply(session.repository, &known.index, key)?;
+    }
+    let sizes: Vec<(PackId, u64)> = known.listed.iter().map(|(_, pack, bytes)| (*pack, *bytes)).collect();
+    known.index.set_packs(&sizes, &session.unusable());
+    Ok(())
+}
+
+fn segment_keys(repository: &Repository, scope: Scope<'_>) -> Result<Vec<String>> {
+    let prefixes = match scope {
+        Scope::All => vec![layout::index_prefix(None)],
+        Scope::Stanza(stanza) => {
+            vec![layout::index_prefix(Some(stanza)), layout::index_prefix(Some(layout::MAINTENANCE_SCOPE))]
+        }
+    };
+    let mut keys = Vec::new();
+    for prefix in prefixes {
+        let objects = list_all(repository.storage.as_ref(), &prefix).map_err(Error::Repository)?;
+        keys.extend(objects.into_iter().map(|object| object.key.to_string()));
+    }
+    Ok(keys)
+}
+
+/// Applies one segment. One that is gone was merged into another, which the next listing shows.
+fn apply(repository: &Repository, index: &ChunkIndex, key: &str) -> Result<()> {
+    let Some(key) = crate::storage::Key::new(key) else { return Ok(()) };
+    match segment::get(repository, &key) {
+        Ok(segment) => index.apply(key.as_str(), &segment).map_err(Error::Index),
+        Err(error) if error.is_not_found() => Ok(()),
+        Err(error) => Err(Error::Repository(error)),
+    }
+}
+
+/// The facts of the packs that are listed but that no segment names, read from their footers: what a run stored that
+/// ended before its next segment. A pack whose footer cannot be read is passed over (nothing refers to it) and named.
+pub(super) fn unindexed(
+    repository: &Repository,
+    known: &Known,
+    problem: &mut dyn FnMut(String, String),
+) -> Result<IndexSegment> {
+    let sizes: Vec<(PackId, u64)> = known.listed.iter().map(|(_, pack, bytes)| (*pack, *bytes)).collect();
+    let mut found = Vec::new();
+    for (pack, bytes) in known.index.unindexed(&sizes) {
+        let Some((class, ..)) = known.listed.iter().find(|(_, listed, _)| *listed == pack) else { continue };
+        let key = layout::pack(*class, pack);
+        let mut fetch = |offset, buffer: &mut [u8]| repository.storage.get_range(&key, offset, buffer);
+        match read_footer(&mut fetch, bytes) {
+            Ok(Ok(entries)) => {
+                let fact = |entry: crate::pack::format::FooterEntry| Fact {
+                    id: entry.id,
+                    kind: entry.kind,
+                    offset: entry.offset,
+                    stored_bytes: entry.stored_bytes,
+                    raw_bytes: entry.raw_bytes,
+                };
+                let blobs = entries.into_iter().map(fact).collect();
+                found.push(PackFacts { pack, class: *class, bytes, blobs });
+            }
+            Ok(Err(damage)) => problem(key.to_string(), format!("is in no index segment and unreadable: {damage}")),
+            Err(error) => return Err(Error::Storage(error)),
+        }
+    }
+    Ok(IndexSegment { packs: found, replaces: Vec::new() })
+}

@@ -1,0 +1,221 @@
+//! Backup mode: what brackets the copying of a running cluster, and of a stopped one.
+//!
+//! Promises: start and stop happen in one session, which is kept alive and whose loss ends the backup; nothing is copied
+//! before the start checkpoint is on disk and archiving was seen to reach the repository; the label that the server
+//! hands out at the end is kept byte for byte.
+
+use std::path::Path;
+
+use crate::actions::backup::BackupOptions;
+use crate::actions::error::{Error, Result};
+use crate::actions::wal_needed::Archive;
+use crate::cluster::control_file::{self, ClusterState, ControlFile};
+use crate::cluster::running::refuse_running;
+use crate::cluster::server::{Identity, Server};
+use crate::repository::Repository;
+use crate::repository::snapshot::{Database, Tablespace};
+use crate::repository::stanza::Epoch;
+use crate::wal_name::{Lsn, Segment, Timeline};
+
+/// A cluster about to be copied: with its server, or stopped.
+pub(super) enum BackupMode<'s> {
+    /// A server in backup mode, or about to be.
+    Online(&'s mut dyn Server),
+    /// No server.
+    Offline,
+}
+
+/// From where to where in the WAL a backup reaches, and what the server said at its ends.
+pub(super) struct Window {
+    pub(super) start_lsn: Lsn,
+    pub(super) stop_lsn: Lsn,
+    /// How far the server had written WAL when the copying was over.
+    pub(super) written_lsn: Lsn,
+    pub(super) timeline: Timeline,
+    pub(super) stop_ms: i64,
+    pub(super) databases: Vec<Database>,
+    pub(super) tablespaces: Vec<Tablespace>,
+    pub(super) backup_label: Option<Vec<u8>>,
+    pub(super) tablespace_map: Option<Vec<u8>>,
+    online: bool,
+}
+
+impl Window {
+    /// Whether a server was running.
+    pub(super) fn online(&self) -> bool {
+        self.online
+    }
+
+    fn start_segment(&self, segment_bytes: u32) -> Segment {
+        Segment::holding(self.timeline, self.start_lsn, segment_bytes)
+    }
+
+    fn stop_segment(&self, segment_bytes: u32) -> Segment {
+        Segment::holding_end(self.timeline, self.stop_lsn, segment_bytes)
+    }
+
+    /// The first segment that the backup needs.
+    pub(super) fn wal_start(&self, segment_bytes: u32) -> Option<String> {
+        self.online.then(|| self.start_segment(segment_bytes).file_name(segment_bytes))
+    }
+
+    /// The last segment that the backup needs.
+    pub(super) fn wal_stop(&self, segment_bytes: u32) -> Option<String> {
+        self.online.then(|| self.stop_segment(segment_bytes).file_name(segment_bytes))
+    }
+}
+
+impl<'s> BackupMode<'s> {
+    /// Checks that the cluster can be backed up in this way.
+    pub(super) fn prepare(
+        server: Option<&'s mut dyn Server>,
+        options: &BackupOptions,
+        control: &ControlFile,
+    ) -> Result<Self> {
+        let Some(server) = server else {
+            if !options.force {
+                refuse_running(&options.pgdata).map_err(Error::Cluster)?;
+            }
+            let clean = matches!(control.state, ClusterState::ShutDown | ClusterState::ShutDownInRecovery);
+            if !clean && !options.force {
+                return Err(Error::ClusterRunning(options.pgdata.clone()));
+            }
+            return Ok(BackupMode::Offline);
+        };
+        let identity = server.identity().map_err(Error::Cluster)?;
+        check_identity(&identity, options, control)?;
+        Ok(BackupMode::Online(server))
+    }
+
+    /// Keeps the session alive.
+    pub(super) fn ping(&mut self) -> Result<()> {
+        match self {
+            BackupMode::Online(server) => server.ping().map_err(Error::Cluster),
+            BackupMode::Offline => Ok(()),
+        }
+    }
+
+    /// Enters backup mode, and shows that archiving works.
+    pub(super) fn start(
+        &mut self,
+        repository: &Repository,
+        options: &BackupOptions,
+        epoch: &Epoch,
+        control: &ControlFile,
+        label: &str,
+    ) -> Result<Window> {
+        let mut window = Window {
+            start_lsn: control.checkpoint,
+            stop_lsn: control.checkpoint,
+            written_lsn: control.checkpoint,
+            timeline: control.timeline,
+            stop_ms: options.now_ms,
+            databases: Vec::new(),
+            tablespaces: Vec::new(),
+            backup_label: None,
+            tablespace_map: None,
+            online: false,
+        };
+        let BackupMode::Online(server) = self else { return Ok(window) };
+        window.online = true;
+        window.start_lsn = server.start_backup(&format!("pgcairn backup {label}"), options.start_fast)
+            .map_err(Error::Cluster)?
+            .lsn;
+        let now = control_file::read(&options.pgdata).map_err(Error::Cluster)?;
+        if now.system_id != control.system_id || now.checkpoint < window.start_lsn {
+            return Err(Error::DifferentCluster { what: "the start checkpoint", pgdata: options.pgdata.clone() });
+        }
+        window.timeline = now.timeline;
+        let databases = server.databases().map_err(Error::Cluster)?;
+        window.databases = databases.into_iter().map(|(oid, name)| Database { oid, name }).collect();
+        let tablespaces = server.tablespaces().map_err(Error::Cluster)?;
+        let tablespace = |(oid, name, location): (u32, String, String)| Tablespace {
+            oid,
+            name,
+            location: location.into_bytes(),
+        };
+        window.tablespaces = tablespaces.into_iter().map(tablespace).collect();
+        if options.archive_check {
+            let archive = archive(repository, options, epoch, control);
+            archive.prove_archiving(*server, window.start_segment(control.wal_segment_bytes))?;
+        }
+        Ok(window)
+    }
+
+    /// Leaves backup mode.
+    pub(super) fn stop(&mut self, window: &mut Window) -> Result<()> {
+        let BackupMode::Online(server) = self else { return Ok(()) };
+        window.written_lsn = server.insert_lsn().map_err(Error::Cluster)?;
+        let stopped = server.stop_backup().map_err(Error::Cluster)?;
+        window.stop_lsn = stopped.lsn;
+        window.stop_ms = stopped.now_ms;
+        window.backup_label = Some(stopped.label);
+        window.tablespace_map = Some(stopped.tablespace_map).filter(|map| !map.is_empty());
+        Ok(())
+    }
+
+    /// Waits for the WAL that the backup needs.
+    pub(super) fn prove_wal(
+        &mut self,
+        repository: &Repository,
+        options: &BackupOptions,
+        epoch: &Epoch,
+        control: &ControlFile,
+        window: &Window,
+    ) -> Result<()> {
+        if !window.online || !options.archive_check {
+            return Ok(());
+        }
+        let bytes = control.wal_segment_bytes;
+        let archive = archive(repository, options, epoch, control);
+        archive.wait_for(window.start_segment(bytes), window.stop_segment(bytes)).map(drop)
+    }
+}
+
+fn archive<'a>(
+    repository: &'a Repository,
+    options: &'a BackupOptions,
+    epoch: &Epoch,
+    control: &ControlFile,
+) -> Archive<'a> {
+    Archive {
+        repository,
+        stanza: &options.stanza,
+        epoch: epoch.name(),
+        segment_bytes: control.wal_segment_bytes,
+        timeout: options.archive_timeout,
+    }
+}
+
+/// Checks that the server is the one whose files we read, and that it archives to us.
+fn check_identity(identity: &Identity, options: &BackupOptions, control: &ControlFile) -> Result<()> {
+    let differs = |what| Error::DifferentCluster { what, pgdata: options.pgdata.clone() };
+    if identity.version_num / 10_000 != control.version {
+        return Err(differs("the version"));
+    }
+    let configured = options.pgdata.canonicalize().unwrap_or_else(|_| options.pgdata.clone());
+    let server = Path::new(&identity.data_directory);
+    if server.canonicalize().unwrap_or_else(|_| server.to_owned()) != configured {
+        let configured = options.pgdata.clone();
+        return Err(Error::DifferentDirectory { server: server.to_owned(), configured });
+    }
+    if identity.in_recovery {
+        return Err(Error::ServerChanged("it is a standby: back up the primary".to_owned()));
+    }
+    if identity.wal_level == "minimal" {
+        return Err(Error::WalLevel(identity.wal_level.clone()));
+    }
+    if !options.archive_check {
+        return Ok(());
+    }
+    match identity.archive_mode.as_str() {
+        "off" => return Err(Error::ArchiveDisabled("off".to_owned())),
+        "always" if options.archive_mode_check => return Err(Error::ArchiveAlways),
+        _ => {}
+    }
+    let ours = identity.archive_command.contains("pgcairn") || !identity.archive_library.is_empty();
+    if options.archive_mode_check && !ours {
+        return Err(Error::ArchiveCommand(identity.archive_command.clone()));
+    }
+    Ok(())
+}

@@ -1,0 +1,111 @@
+//! Making a stanza, and finding the epoch of a cluster in one.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::actions::error::{Error, Result};
+use crate::cluster::control_file::{self, ControlFile};
+use crate::cluster::server::Server;
+use crate::monitor::Monitor;
+use crate::repository::stanza::{self, Epoch};
+use crate::repository::{self, Repository, layout};
+use crate::storage::Storage;
+
+/// What a stanza is made for.
+#[derive(Debug, Clone)]
+pub struct StanzaCreateOptions {
+    /// Its name.
+    pub stanza: String,
+    /// The cluster's data directory.
+    pub pgdata: PathBuf,
+}
+
+/// What was made, or found to be there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StanzaCreateSummary {
+    /// The epoch's name, as `15-1`.
+    pub epoch: String,
+    /// The cluster's system identifier.
+    pub system_id: u64,
+    /// Its major version.
+    pub version: u32,
+    /// Whether it was made now.
+    pub created: bool,
+}
+
+/// Makes the repository if there is none, and the stanza if it has none; doing it again changes nothing.
+pub fn stanza_create(
+    storage: Arc<dyn Storage>,
+    options: &StanzaCreateOptions,
+    server: Option<&mut dyn Server>,
+    monitor: &dyn Monitor,
+) -> Result<StanzaCreateSummary> {
+    layout::check_stanza_name(&options.stanza).map_err(Error::Repository)?;
+    let control = control_file::read(&options.pgdata).map_err(Error::Cluster)?;
+    if let Some(server) = server {
+        let identity = server.identity().map_err(Error::Cluster)?;
+        if identity.version_num / 10_000 != control.version {
+            return Err(Error::DifferentCluster { what: "the version", pgdata: options.pgdata.clone() });
+        }
+        let directory = Path::new(&identity.data_directory);
+        let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        if real(directory) != real(&options.pgdata) {
+            let configured = options.pgdata.clone();
+            return Err(Error::DifferentDirectory { server: directory.to_owned(), configured });
+        }
+    }
+    let repository = repository::create(storage).map_err(Error::Repository)?;
+    let epochs = stanza::epochs(&repository, &options.stanza).map_err(Error::Repository)?;
+    if let Some(newest) = epochs.last() {
+        check_epoch(newest, &options.stanza, &control, &options.pgdata)?;
+        monitor.note(&format!("stanza {} exists already and is valid", options.stanza));
+        return Ok(summary(newest, false));
+    }
+    let epoch = stanza::add_epoch(&repository, &options.stanza, control.system_id, control.version)
+        .map_err(Error::Repository)?;
+    check_epoch(&epoch, &options.stanza, &control, &options.pgdata)?;
+    Ok(summary(&epoch, true))
+}
+
+fn summary(epoch: &Epoch, created: bool) -> StanzaCreateSummary {
+    StanzaCreateSummary { epoch: epoch.name(), system_id: epoch.system_id, version: epoch.version, created }
+}
+
+/// The newest epoch of a stanza, which must be that of the cluster at hand.
+pub(super) fn epoch_of(
+    repository: &Repository,
+    stanza: &str,
+    control: &ControlFile,
+    pgdata: &Path,
+) -> Result<Epoch> {
+    let epochs = epochs_of(repository, stanza)?;
+    let newest = epochs.into_iter().next_back();
+    let newest = newest.ok_or_else(|| missing(repository, stanza))?;
+    check_epoch(&newest, stanza, control, pgdata)?;
+    Ok(newest)
+}
+
+/// All epochs of a stanza that exists.
+pub(super) fn epochs_of(repository: &Repository, stanza: &str) -> Result<Vec<Epoch>> {
+    layout::check_stanza_name(stanza).map_err(Error::Repository)?;
+    let epochs = stanza::epochs(repository, stanza).map_err(Error::Repository)?;
+    if epochs.is_empty() { Err(missing(repository, stanza)) } else { Ok(epochs) }
+}
+
+fn missing(repository: &Repository, stanza: &str) -> Error {
+    Error::StanzaMissing { stanza: stanza.to_owned(), place: repository.storage.describe() }
+}
+
+fn check_epoch(epoch: &Epoch, stanza: &str, control: &ControlFile, pgdata: &Path) -> Result<()> {
+    if epoch.system_id == control.system_id && epoch.version == control.version {
+        return Ok(());
+    }
+    Err(Error::ForeignCluster {
+        stanza: stanza.to_owned(),
+        expected: epoch.system_id,
+        expected_version: epoch.version,
+        found: control.system_id,
+        found_version: control.version,
+        pgdata: pgdata.to_owned(),
+    })
+}

@@ -1,0 +1,173 @@
+//! The directory that is restored into: looked at before anything is touched, claimed by a marker, released at the end.
+//!
+//! Promises: a live cluster, a foreign one, and a directory that is no cluster are refused before anything is written;
+//! from the claim to the release there is no `global/pg_control`, so nothing starts by accident.
+
+use std::fs::{self, File};
+use std::io::{ErrorKind as IoKind, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use crate::actions::error::{Error, Result};
+use crate::actions::places::Places;
+use crate::actions::restore::RestoreOptions;
+use crate::cluster::control_file;
+use crate::cluster::running::refuse_running;
+use crate::ids::RepositoryId;
+use crate::repository::snapshot::Manifest;
+
+/// The marker's name in the data directory.
+pub(super) const MARKER: &[u8] = b"pgcairn.restore";
+/// The marker, for paths.
+const MARKER_FILE: &str = "pgcairn.restore";
+/// What pg_control is called until it is complete.
+const CONTROL_TEMPORARY: &[u8] = b"global/pg_control.pgcairn.tmp";
+
+/// What a restore leaves in its target while it runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Marker {
+    repository: String,
+    backup: String,
+    system_id: String,
+}
+
+impl Marker {
+    /// The marker of a backup's restore.
+    pub(super) fn of(repository: RepositoryId, manifest: &Manifest) -> Self {
+        Marker {
+            repository: repository.to_string(),
+            backup: manifest.label.clone(),
+            system_id: manifest.system_id.to_string(),
+        }
+    }
+
+    fn print(&self) -> String {
+        let Marker { repository, backup, system_id } = self;
+        format!(
+            "A restore by pgcairn is under way, or was interrupted: run it again.\n\
+             repository={repository}\nbackup={backup}\nsystem-id={system_id}\n"
+        )
+    }
+
+    fn parse(text: &str) -> Self {
+        let field = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+            line.unwrap_or_default().to_owned()
+        };
+        Marker { repository: field("repository"), backup: field("backup"), system_id: field("system-id") }
+    }
+}
+
+/// What the target was found to be.
+pub(super) struct State {
+    /// What the user should know of it.
+    pub(super) notes: Vec<String>,
+}
+
+/// Looks at the target and refuses what must not be written over; makes the directory if it is not there.
+pub(super) fn inspect(pgdata: &Path, options: &RestoreOptions, marker: &Marker) -> Result<State> {
+    let failed = |source| Error::WriteFile { path: pgdata.to_owned(), source };
+    let mut notes = Vec::new();
+    let mut listing = match fs::read_dir(pgdata) {
+        Ok(listing) => listing,
+        Err(error) if error.kind() == IoKind::NotFound && !pgdata.is_symlink() => {
+            fs::create_dir(pgdata).map_err(failed)?;
+            fs::set_permissions(pgdata, fs::Permissions::from_mode(0o700)).map_err(failed)?;
+            return Ok(State { notes });
+        }
+        Err(error) if error.kind() == IoKind::NotADirectory => {
+            return Err(Error::TargetMissing(pgdata.to_owned()));
+        }
+        Err(error) => return Err(failed(error)),
+    };
+    refuse_running(pgdata).map_err(Error::Cluster)?;
+    if listing.next().is_none() {
+        return Ok(State { notes });
+    }
+    let foreign = |found: String| Error::TargetForeign {
+        path: pgdata.to_owned(),
+        found,
+        expected: format!("system id {}", marker.system_id),
+    };
+    if let Some(found) = read_marker(pgdata)? {
+        if found.system_id != marker.system_id && !options.force {
+            return Err(foreign(format!("an interrupted restore of system id {}", found.system_id)));
+        }
+        notes.push(format!("continuing a restore of {} that was interrupted", found.backup));
+        return Ok(State { notes });
+    }
+    if !options.delta && !options.force {
+        return Err(Error::TargetNotEmpty(pgdata.to_owned()));
+    }
+    if !pgdata.join("PG_VERSION").is_file() {
+        return Err(Error::TargetNotACluster(pgdata.to_owned()));
+    }
+    if let Ok(control) = control_file::read(pgdata) {
+        if control.system_id.to_string() != marker.system_id && !options.force {
+            return Err(foreign(format!("a cluster with system id {}", control.system_id)));
+        }
+    } else {
+        notes.push(format!("{} has no readable global/pg_control", pgdata.display()));
+    }
+    Ok(State { notes })
+}
+
+fn read_marker(pgdata: &Path) -> Result<Option<Marker>> {
+    let path = pgdata.join(MARKER_FILE);
+    let mut text = String::new();
+    match File::open(&path).and_then(|file| file.take(4096).read_to_string(&mut text)) {
+        Ok(_) => Ok(Some(Marker::parse(&text))),
+        Err(error) if error.kind() == IoKind::NotFound => Ok(None),
+        Err(source) => Err(Error::ReadFile { path, source }),
+    }
+}
+
+/// Puts the marker down, durably, and then takes `global/pg_control` away, durably.
+pub(super) fn claim(pgdata: &Path, marker: &Marker) -> Result<()> {
+    let path = pgdata.join(MARKER_FILE);
+    let temporary = pgdata.join("pgcairn.restore.tmp");
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| Error::WriteFile { path, source }
+    };
+    let mut file = File::create(&temporary).map_err(failed(&temporary))?;
+    file.write_all(marker.print().as_bytes()).map_err(failed(&temporary))?;
+    file.sync_all().map_err(failed(&temporary))?;
+    fs::rename(&temporary, &path).map_err(failed(&path))?;
+    sync_directory(pgdata)?;
+    let control = pgdata.join("global/pg_control");
+    match fs::remove_file(&control) {
+        Ok(()) => sync_directory(&pgdata.join("global")),
+        Err(error) if matches!(error.kind(), IoKind::NotFound | IoKind::NotADirectory) => Ok(()),
+        Err(source) => Err(Error::WriteFile { path: control, source }),
+    }
+}
+
+/// Makes everything below `paths` durable: whole file systems at once, which costs less than file by file.
+pub(super) fn sync<'a>(paths: impl Iterator<Item = &'a Path>) -> Result<()> {
+    for path in paths {
+        let failed = |source| Error::WriteFile { path: path.to_owned(), source };
+        let directory = File::open(path).map_err(failed)?;
+        rustix::fs::syncfs(&directory).map_err(|error| failed(error.into()))?;
+    }
+    Ok(())
+}
+
+/// Writes pg_control, gives it its name, and removes the marker: from here on the cluster can be started.
+pub(super) fn release(pgdata: &Path, places: &Places, control: &[u8], mode: u32) -> Result<()> {
+    let root = places.data();
+    root.write_file(CONTROL_TEMPORARY, control, mode).map_err(Error::Cluster)?;
+    let temporary = pgdata.join("global/pg_control.pgcairn.tmp");
+    let synced = File::open(&temporary).and_then(|file| file.sync_all());
+    synced.map_err(|source| Error::WriteFile { path: temporary, source })?;
+    root.rename(CONTROL_TEMPORARY, b"global/pg_control").map_err(Error::Cluster)?;
+    sync_directory(&pgdata.join("global"))?;
+    let marker = pgdata.join(MARKER_FILE);
+    fs::remove_file(&marker).map_err(|source| Error::WriteFile { path: marker, source })?;
+    sync_directory(pgdata)
+}
+
+fn sync_directory(path: &Path) -> Result<()> {
+    let synced = File::open(path).and_then(|directory| directory.sync_all());
+    synced.map_err(|source| Error::WriteFile { path: PathBuf::from(path), source })
+}
