@@ -1,1 +1,3 @@
-//! (follows)
+//! The tests that need more than one module, a process or a server. One module per file.
+
+mod storage;

@@ -62,3 +62,49 @@ pub fn parse(label: &[u8]) -> Result<StartPoint> {
         start_time: field(START_TIME)?.to_owned(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LABEL: &str = "START WAL LOCATION: 1/2000028 (file 000000030000000100000002)
+CHECKPOINT LOCATION: 1/2000060
+BACKUP METHOD: streamed
+BACKUP FROM: primary
+START TIME: 2026-11-24 21:52:01 UTC
+LABEL: START TIMELINE: 9
+START TIMELINE: 3
+";
+
+    #[test]
+    fn a_label_says_where_recovery_begins() {
+        let expected = StartPoint {
+            lsn: Lsn(0x1_0200_0028),
+            segment: "000000030000000100000002".to_owned(),
+            checkpoint: Lsn(0x1_0200_0060),
+            timeline: Some(Timeline(3)),
+            start_time: "2026-11-24 21:52:01 UTC".to_owned(),
+        };
+        assert_eq!(parse(LABEL.as_bytes()).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_label_without_a_start_is_refused_by_the_line_that_is_wrong() {
+        for (from, to, line) in [
+            ("START WAL LOCATION", "X", START),
+            (" (file ", " file ", START),
+            ("000000030000000100000002", "3", START),
+            ("1/2000060", "2000060", CHECKPOINT),
+            ("START TIME:", "X", START_TIME),
+            ("START TIMELINE: 3", "START TIMELINE: x", TIMELINE),
+        ] {
+            let label = LABEL.replace(from, to);
+            let result = parse(label.as_bytes());
+            assert!(
+                matches!(result, Err(Error::BackupLabel { line: found }) if found == line),
+                "{from}"
+            );
+        }
+        assert!(parse(b"\xff").is_err());
+    }
+}

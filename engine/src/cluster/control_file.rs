@@ -153,8 +153,12 @@ pub fn parse(bytes: &[u8], path: &Path) -> Result<ControlFile> {
         path: path.to_owned(),
         what,
     };
-    let number = |offset| u32_at(bytes, offset).ok_or_else(|| damaged("it is too short"));
-    let position = |offset| u64_at(bytes, offset).ok_or_else(|| damaged("it is too short"));
+    if bytes.iter().all(|byte| *byte == 0) {
+        return Err(damaged("it is empty"));
+    }
+    let whole = padded(bytes);
+    let number = |offset| u32_at(&whole, offset).ok_or_else(|| damaged("it is too short"));
+    let position = |offset| u64_at(&whole, offset).ok_or_else(|| damaged("it is too short"));
 
     let (control_version, catalog_version) = (number(CONTROL_VERSION)?, number(CATALOG_VERSION)?);
     let unsupported = || Error::UnsupportedCluster {
@@ -162,16 +166,9 @@ pub fn parse(bytes: &[u8], path: &Path) -> Result<ControlFile> {
         control_version,
         catalog_version,
     };
-    if bytes.iter().all(|byte| *byte == 0) {
-        return Err(damaged("it is empty"));
-    }
     let crc_offset = crc_offset(control_version).ok_or_else(unsupported)?;
-    let head = bytes
-        .get(..crc_offset)
-        .ok_or_else(|| damaged("it is too short"))?;
-    // A stored file may have lost zeros that belong to the CRC itself.
-    let padded = padded(bytes);
-    if u32_at(&padded, crc_offset) != Some(crc32c::crc32c(head)) {
+    let crc = whole.get(..crc_offset).map(crc32c::crc32c);
+    if crc != u32_at(&whole, crc_offset) {
         return Err(damaged("its checksum does not match"));
     }
     let version = CATALOG_VERSIONS
@@ -273,5 +270,204 @@ fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
 fn put(bytes: &mut [u8], offset: usize, field: &[u8]) {
     if let Some(place) = bytes.get_mut(offset..offset + field.len()) {
         place.copy_from_slice(field);
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::indexing_slicing, reason = "a test may panic")]
+mod tests {
+    use super::*;
+
+    /// What `pg_control_system()`, `pg_control_checkpoint()` and `pg_control_init()` of each server said.
+    struct Expected {
+        bytes: &'static [u8],
+        control_version: u32,
+        catalog_version: u32,
+        version: u32,
+        system_id: u64,
+        checkpoint: &'static str,
+        redo: &'static str,
+        wal_segment_mib: u32,
+    }
+
+    macro_rules! expected {
+        ($version:literal, $control:literal, $catalog:literal, $id:literal, $checkpoint:literal, $redo:literal, $mib:literal) => {
+            Expected {
+                bytes: include_bytes!(concat!("testdata/pg_control.", $version)),
+                control_version: $control,
+                catalog_version: $catalog,
+                version: $version,
+                system_id: $id,
+                checkpoint: $checkpoint,
+                redo: $redo,
+                wal_segment_mib: $mib,
+            }
+        };
+    }
+
+    const EXPECTED: [Expected; 6] = [
+        expected!(
+            13,
+            1300,
+            202_007_201,
+            7_711_859_011_352_231_490,
+            "0/1A22638",
+            "0/1A22600",
+            16
+        ),
+        expected!(
+            14,
+            1300,
+            202_107_181,
+            7_711_859_014_063_967_824,
+            "0/C5FDF0",
+            "0/C5FDB8",
+            1
+        ),
+        expected!(
+            15,
+            1300,
+            202_209_061,
+            7_711_859_017_080_581_726,
+            "0/196EA08",
+            "0/196E9D0",
+            16
+        ),
+        expected!(
+            16,
+            1300,
+            202_307_071,
+            7_711_859_019_648_204_396,
+            "0/193B2D8",
+            "0/193B2A0",
+            16
+        ),
+        expected!(
+            17,
+            1700,
+            202_406_281,
+            7_711_859_022_011_453_050,
+            "0/4936820",
+            "0/49367C8",
+            64
+        ),
+        expected!(
+            18,
+            1800,
+            202_506_291,
+            7_711_859_024_548_204_168,
+            "0/1965828",
+            "0/19657D0",
+            16
+        ),
+    ];
+
+    fn parsed(bytes: &[u8]) -> Result<ControlFile> {
+        parse(bytes, Path::new("pg_control"))
+    }
+
+    #[test]
+    fn every_supported_version_is_read_as_its_server_reads_it() {
+        for expected in &EXPECTED {
+            for bytes in [expected.bytes.to_vec(), padded(expected.bytes)] {
+                let control = parsed(&bytes).unwrap();
+                let wanted = ControlFile {
+                    system_id: expected.system_id,
+                    control_version: expected.control_version,
+                    catalog_version: expected.catalog_version,
+                    version: expected.version,
+                    state: ClusterState::InProduction,
+                    checkpoint: expected.checkpoint.parse().unwrap(),
+                    redo: expected.redo.parse().unwrap(),
+                    timeline: Timeline(1),
+                    wal_level: "replica",
+                    page_bytes: 8192,
+                    segment_blocks: 131_072,
+                    wal_segment_bytes: expected.wal_segment_mib << 20,
+                    checksums: true,
+                    bytes: expected.bytes.to_vec(),
+                };
+                assert_eq!(control, wanted);
+            }
+        }
+        let versions: Vec<u32> = EXPECTED.iter().map(|expected| expected.version).collect();
+        assert_eq!(versions, crate::cluster::SUPPORTED.collect::<Vec<u32>>());
+    }
+
+    #[test]
+    fn a_poisoned_control_file_is_valid_but_for_its_checkpoint() {
+        for expected in &EXPECTED {
+            let control = parsed(expected.bytes).unwrap();
+            let bytes = poisoned(&control);
+            assert_eq!(bytes.len(), FILE_BYTES);
+            let wanted = ControlFile {
+                checkpoint: Lsn(IMPOSSIBLE_LSN),
+                bytes: without_zero_tail(&bytes).to_vec(),
+                ..control
+            };
+            assert_eq!(parsed(&bytes).unwrap(), wanted);
+        }
+    }
+
+    #[test]
+    fn every_changed_or_missing_byte_is_noticed() {
+        for expected in &EXPECTED {
+            for at in 0..expected.bytes.len() {
+                let mut changed = expected.bytes.to_vec();
+                changed[at] ^= 0x10;
+                assert!(
+                    parsed(&changed).is_err(),
+                    "byte {at} of version {}",
+                    expected.version
+                );
+                assert!(
+                    parsed(&expected.bytes[..at]).is_err(),
+                    "{at} bytes of version {}",
+                    expected.version
+                );
+            }
+        }
+        assert!(matches!(
+            parsed(&[0; FILE_BYTES]),
+            Err(Error::ControlFile {
+                what: "it is empty",
+                ..
+            })
+        ));
+    }
+
+    #[test]
+    fn unknown_versions_are_refused_by_number() {
+        let mut newer = EXPECTED[5].bytes.to_vec();
+        put(&mut newer, CONTROL_VERSION, &1900_u32.to_le_bytes());
+        assert!(matches!(
+            parsed(&newer),
+            Err(Error::UnsupportedCluster {
+                control_version: 1900,
+                ..
+            })
+        ));
+
+        let mut beta = padded(EXPECTED[5].bytes);
+        put(&mut beta, CATALOG_VERSION, &202_505_071_u32.to_le_bytes());
+        let crc = crc32c::crc32c(&beta[..292]);
+        put(&mut beta, 292, &crc.to_le_bytes());
+        assert!(matches!(
+            parsed(&beta),
+            Err(Error::UnsupportedCluster {
+                catalog_version: 202_505_071,
+                ..
+            })
+        ));
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = read(dir.path()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!("open {}/global/pg_control", dir.path().display())
+        );
     }
 }

@@ -22,7 +22,7 @@ const BASES: [u32; LANES] = [
     0x79FF_467A,
     0x9BB9_F8A3,
     0x217E_7CD2,
-    0x83E1_3D2C, //
+    0x83E1_3D2C,
     0xF8D4_474F,
     0xE39E_B970,
     0x42C6_AE16,
@@ -30,7 +30,7 @@ const BASES: [u32; LANES] = [
     0x7B09_3B5D,
     0x98DA_FF3C,
     0xF718_902A,
-    0x0B1C_9CDB, //
+    0x0B1C_9CDB,
     0xE58F_764B,
     0x1876_36BC,
     0x5D7B_3BB1,
@@ -38,7 +38,7 @@ const BASES: [u32; LANES] = [
     0x92BE_C979,
     0xCCA6_C0B2,
     0x304A_0979,
-    0x85AA_43D4, //
+    0x85AA_43D4,
     0x7831_25BB,
     0x6CA8_EAA2,
     0xE407_EAC6,
@@ -80,7 +80,8 @@ pub fn check(page: &[u8], block: u32) -> Verdict {
             Verdict::Bad { lsn }
         };
     }
-    if page.len() % ROW_BYTES == 0 && checksum(page, block) == u16::from_le_bytes([c0, c1]) {
+    if page.len().is_multiple_of(ROW_BYTES) && checksum(page, block) == u16::from_le_bytes([c0, c1])
+    {
         Verdict::Good
     } else {
         Verdict::Bad { lsn }
@@ -122,5 +123,68 @@ fn mix(sums: &mut [u32; LANES], words: &[u32; LANES]) {
     for (sum, word) in sums.iter_mut().zip(words) {
         let mixed = *sum ^ *word;
         *sum = mixed.wrapping_mul(FNV_PRIME) ^ (mixed >> 17);
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::indexing_slicing, reason = "a test may panic")]
+mod tests {
+    use super::*;
+
+    /// Pages that PostgreSQL 15 and 18 wrote.
+    const HEAP: (&[u8; 8192], u32) = (include_bytes!("testdata/page.heap.block100"), 100);
+    const VISIBILITY: (&[u8; 8192], u32) = (include_bytes!("testdata/page.visibility.block0"), 0);
+    const INDEX: (&[u8; 8192], u32) = (include_bytes!("testdata/page.index.block1"), 1);
+
+    #[test]
+    fn pages_of_a_server_are_good_in_their_place_only() {
+        for (page, block) in [HEAP, VISIBILITY, INDEX] {
+            assert_eq!(check(page, block), Verdict::Good);
+            assert!(matches!(check(page, block + 1), Verdict::Bad { .. }));
+        }
+    }
+
+    #[test]
+    fn every_flipped_byte_makes_a_page_bad() {
+        let (page, block) = HEAP;
+        for at in 0..page.len() {
+            let mut damaged = *page;
+            damaged[at] ^= 0x01;
+            assert!(
+                matches!(check(&damaged, block), Verdict::Bad { .. }),
+                "byte {at}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_page_is_new_only_if_all_of_it_is_zero() {
+        let mut page = [0; 8192];
+        assert_eq!(check(&page, 7), Verdict::New);
+        page[8191] = 1;
+        assert_eq!(check(&page, 7), Verdict::Bad { lsn: Lsn(0) });
+    }
+
+    #[test]
+    fn a_bad_page_tells_its_lsn() {
+        let mut page = *INDEX.0;
+        page[..8].copy_from_slice(&[0x02, 0, 0, 0, 0x28, 0, 0, 0x0A]);
+        assert_eq!(
+            check(&page, INDEX.1),
+            Verdict::Bad {
+                lsn: Lsn(0x2_0A00_0028)
+            }
+        );
+    }
+
+    #[test]
+    fn pieces_of_pages_are_bad() {
+        let (page, block) = HEAP;
+        for length in [0, 15, 16, 128, 1000, 4096, 8191] {
+            assert!(
+                matches!(check(&page[..length], block), Verdict::Bad { .. }),
+                "{length} bytes"
+            );
+        }
     }
 }

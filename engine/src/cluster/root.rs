@@ -100,7 +100,7 @@ impl Root {
         }
     }
 
-    /// Makes a directory; one that is there already is left as it is.
+    /// Makes a directory, with `mode` less the process's umask; one that is there already is left as it is.
     pub fn create_dir(&self, path: &[u8], mode: u32) -> Result<()> {
         let (parent, name) = self.parent("make directory", path)?;
         match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(mode)) {
@@ -276,13 +276,9 @@ impl Root {
 
     /// Opens the directory that holds `path`; answers it and the last component.
     fn open_parent<'p>(&self, path: &'p [u8]) -> rustix::io::Result<(OwnedFd, &'p [u8])> {
-        let (parent, name): (&[u8], &[u8]) = match path.iter().rposition(|c| *c == b'/') {
-            _ if path.is_empty() => (b"", b"."),
-            None => (b"", path),
-            Some(slash) => path
-                .split_at_checked(slash)
-                .map_or((path, b""), |(parent, rest)| (parent, &rest[1..])),
-        };
+        let mut parts = path.rsplitn(2, |c| *c == b'/');
+        let name = parts.next().filter(|name| !name.is_empty()).unwrap_or(b".");
+        let parent = parts.next().unwrap_or_default();
         if !is_beneath(path) {
             return Err(Errno::INVAL);
         }
@@ -293,7 +289,7 @@ impl Root {
     }
 
     fn open_beneath(&self, path: &[u8], flags: OFlags, mode: Mode) -> rustix::io::Result<OwnedFd> {
-        let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let flags = flags | OFlags::CLOEXEC;
         if !is_beneath(path) {
             return Err(Errno::INVAL);
         }
@@ -301,7 +297,7 @@ impl Root {
         if self.has_openat2 {
             return openat2(self.directory.as_fd(), path, flags, mode);
         }
-        open_by_components(self.directory.as_fd(), path, flags, mode)
+        open_by_components(self.directory.as_fd(), path, flags | OFlags::NOFOLLOW, mode)
     }
 }
 
@@ -311,6 +307,7 @@ fn is_beneath(path: &[u8]) -> bool {
     path.is_empty() || path.split(|c| *c == b'/').all(sound)
 }
 
+// No NOFOLLOW here: with it, a link at the end would be opened (PATH) or be called no directory, instead of refused.
 fn openat2(
     directory: BorrowedFd<'_>,
     path: &[u8],
@@ -339,10 +336,22 @@ fn open_by_components(
     loop {
         let directory = held.as_ref().map_or(start, AsFd::as_fd);
         let part = parts.next().ok_or(Errno::INVAL)?;
-        if parts.peek().is_none() {
-            return rustix::fs::openat(directory, part, flags, mode);
+        let is_last = parts.peek().is_none();
+        let (flags, mode) = if is_last {
+            (flags, mode)
+        } else {
+            (step, Mode::empty())
+        };
+        let opened = rustix::fs::openat(directory, part, flags, mode).map_err(|errno| {
+            // As openat2 does, tell a link from a file where a directory is wanted.
+            let found = rustix::fs::statat(directory, part, AtFlags::SYMLINK_NOFOLLOW);
+            let is_link = found.is_ok_and(|found| facts(&found).kind == Kind::Link);
+            if is_link { Errno::LOOP } else { errno }
+        })?;
+        if is_last {
+            return Ok(opened);
         }
-        held = Some(rustix::fs::openat(directory, part, step, Mode::empty())?);
+        held = Some(opened);
     }
 }
 
@@ -405,5 +414,168 @@ fn facts(stat: &rustix::fs::Stat) -> Facts {
             .st_mtime
             .saturating_mul(1_000_000_000)
             .saturating_add(nanoseconds),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, symlink};
+
+    use super::*;
+
+    /// A target directory beside a directory that must stay as it is, opened with and without `openat2`.
+    fn each_root(test: impl Fn(&Root, &Path)) {
+        for has_openat2 in [true, false] {
+            let dir = tempfile::tempdir().unwrap();
+            let outside = dir.path().join("outside");
+            for path in [&dir.path().join("target"), &outside, &outside.join("sub")] {
+                fs::create_dir(path).unwrap();
+            }
+            File::create(outside.join("file")).unwrap();
+            let mut root = Root::open(&dir.path().join("target")).unwrap();
+            root.has_openat2 &= has_openat2;
+            test(&root, &outside);
+            assert_eq!(
+                fs::read_dir(&outside).unwrap().count(),
+                2,
+                "openat2: {has_openat2}"
+            );
+        }
+    }
+
+    #[test]
+    fn files_and_directories_are_made_described_and_removed() {
+        each_root(|root, _| {
+            root.create_dir(b"base", 0o700).unwrap();
+            root.create_dir(b"base", 0o700).unwrap();
+            root.create_dir(b"base/1", 0o700).unwrap();
+            let file = root.open_file(b"base/1/1255", Access::Create).unwrap();
+            file.set_len(8192).unwrap();
+            root.chmod(b"base/1/1255", 0o640).unwrap();
+            root.set_modified(b"base/1/1255", -1).unwrap();
+            let facts = root.stat(b"base/1/1255").unwrap().unwrap();
+            assert_eq!(
+                (facts.kind, facts.mode, facts.bytes, facts.modified_ns),
+                (Kind::File, 0o640, 8192, -1)
+            );
+            root.chown(b"base/1/1255", facts.uid, facts.gid).unwrap();
+            root.rename(b"base/1/1255", b"base/moved").unwrap();
+            let mut names = root.list(b"base").unwrap();
+            names.sort_by(|(a, _), (b, _)| a.cmp(b));
+            assert_eq!(
+                names,
+                [
+                    (b"1".to_vec(), Kind::Directory),
+                    (b"moved".to_vec(), Kind::File)
+                ]
+            );
+            root.sync_dir(b"base").unwrap();
+            root.sync_all().unwrap();
+            root.remove(b"base").unwrap();
+            root.remove(b"base").unwrap();
+            assert_eq!(root.stat(b"base").unwrap(), None);
+            assert_eq!(root.stat(b"base/1").unwrap(), None);
+            root.chmod(b"", 0o750).unwrap();
+            assert_eq!(root.stat(b"").unwrap().map(|facts| facts.mode), Some(0o750));
+            assert!(root.remove(b"").is_err());
+        });
+    }
+
+    #[test]
+    fn paths_that_lead_out_are_refused() {
+        each_root(|root, _| {
+            for path in [
+                "..",
+                "../outside/x",
+                "/etc/x",
+                "a//b",
+                "a/./b",
+                "a/../../outside/x",
+                "a/",
+                "a\0b",
+            ] {
+                let path = path.as_bytes();
+                let refused = |result: Result<()>| {
+                    assert!(
+                        matches!(result, Err(Error::UnsafePath { .. })),
+                        "{path:?}: {result:?}"
+                    );
+                };
+                refused(root.open_file(path, Access::Create).map(drop));
+                refused(root.create_dir(path, 0o700));
+                refused(root.symlink(b"x", path));
+                refused(root.remove(path));
+                refused(root.stat(path).map(drop));
+                refused(root.list(path).map(drop));
+                refused(root.chmod(path, 0o700));
+                refused(root.chown(path, 0, 0));
+                refused(root.rename(path, b"x"));
+                refused(root.rename(b"x", path));
+                refused(root.sync_dir(path));
+            }
+        });
+    }
+
+    #[test]
+    fn links_are_never_followed() {
+        each_root(|root, outside| {
+            let mode = fs::metadata(outside.join("file")).unwrap().mode();
+            symlink(outside, root.path().join("link")).unwrap();
+            symlink(outside.join("file"), root.path().join("file")).unwrap();
+            symlink("../outside", root.path().join("relative")).unwrap();
+            for path in ["link/new", "relative/new", "file"] {
+                assert!(
+                    root.open_file(path.as_bytes(), Access::Create).is_err(),
+                    "{path}"
+                );
+            }
+            assert!(root.create_dir(b"link/new", 0o700).is_err());
+            assert!(root.create_dir(b"link", 0o700).is_err());
+            assert!(root.chmod(b"file", 0o777).is_err());
+            assert!(root.chmod(b"link/sub", 0o777).is_err());
+            assert!(root.remove(b"link/file").is_err());
+            assert!(root.list(b"link").is_err());
+            assert_eq!(
+                root.stat(b"file").unwrap().map(|facts| facts.kind),
+                Some(Kind::Link)
+            );
+            assert_eq!(root.read_link(b"relative").unwrap(), b"../outside");
+            root.set_modified(b"file", 5).unwrap();
+            assert_eq!(
+                root.stat(b"file").unwrap().map(|facts| facts.modified_ns),
+                Some(5)
+            );
+            for link in ["link", "file", "relative"] {
+                root.remove(link.as_bytes()).unwrap();
+            }
+            let file = fs::metadata(outside.join("file")).unwrap();
+            assert_eq!(file.mode(), mode);
+            assert_ne!(file.mtime_nsec(), 5);
+        });
+    }
+
+    #[test]
+    fn removing_a_tree_leaves_what_its_links_point_to() {
+        each_root(|root, outside| {
+            root.create_dir(b"a", 0o700).unwrap();
+            root.create_dir(b"a/b", 0o700).unwrap();
+            root.symlink(outside.as_os_str().as_bytes(), b"a/b/link")
+                .unwrap();
+            root.remove(b"a").unwrap();
+            assert_eq!(root.list(b"").unwrap(), []);
+        });
+    }
+
+    #[test]
+    fn only_regular_files_are_opened() {
+        each_root(|root, _| {
+            rustix::fs::mkfifoat(&root.directory, "pipe", Mode::RUSR | Mode::WUSR).unwrap();
+            for access in [Access::Read, Access::Write, Access::Create] {
+                assert!(root.open_file(b"pipe", access).is_err());
+                assert!(root.open_file(b"", access).is_err());
+            }
+            assert!(root.open_file(b"absent", Access::Write).is_err());
+        });
     }
 }

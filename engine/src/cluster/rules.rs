@@ -6,6 +6,7 @@
 //! | top | `backup_label`, `tablespace_map`, their `.old`, `backup_manifest` | those of this backup come from the server |
 //! | top | `recovery.signal`, `standby.signal` | restore decides how recovery goes |
 //! | top | `postgresql.auto.conf.tmp`, `current_logfiles.tmp` | half-written |
+//! | top | `pgcairn.restore` | the mark of a restore that has not ended |
 //! | `global` | `pg_control` | read last, until its checksum is right |
 //! | `global`, database directories | `pg_internal.init`, `pg_internal.init.<pid>` | a cache, rebuilt |
 //! | database directories | `t<backend>_…` | temporary relations |
@@ -59,7 +60,7 @@ pub enum Verdict {
     Take(Place),
 }
 
-const SKIPPED_AT_TOP: [&[u8]; 14] = [
+const SKIPPED_AT_TOP: [&[u8]; 13] = [
     b"backup_label",
     b"backup_label.old",
     b"backup_manifest",
@@ -69,7 +70,6 @@ const SKIPPED_AT_TOP: [&[u8]; 14] = [
     b"postgresql.auto.conf.tmp",
     b"postmaster.opts",
     b"postmaster.pid",
-    b"recovery.done",
     b"recovery.signal",
     b"standby.signal",
     b"tablespace_map",
@@ -102,11 +102,10 @@ pub fn verdict(place: Place, name: &[u8], options: &WalkOptions) -> Verdict {
         Place::Tablespace if name == tablespace_directory(options).as_bytes() => {
             Verdict::Take(Place::Databases)
         }
-        Place::Tablespace | Place::Empty => Verdict::Skip,
         Place::Wal if !options.online => Verdict::Take(Place::Other),
         Place::Wal if name == b"archive_status" => Verdict::Take(Place::Empty),
         Place::Wal if name == b"summaries" && options.version >= 17 => Verdict::Take(Place::Empty),
-        Place::Wal => Verdict::Skip,
+        Place::Tablespace | Place::Wal | Place::Empty => Verdict::Skip,
         Place::Databases | Place::Tablespaces | Place::Other => Verdict::Take(Place::Other),
     }
 }

@@ -4,10 +4,13 @@
 //! **Invariants**: an object appears whole or not at all; an object is never replaced by a put; what `put` or `delete`
 //! has confirmed is durable and is seen by every later `get` and `list`, from any host.
 
+use std::borrow::Borrow;
 use std::fmt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub mod local;
 pub mod memory;
+mod walk;
 
 /// The name of an object: components of `[A-Za-z0-9._=@+-]`, separated by `/`; none empty, `.` or `..`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -18,12 +21,20 @@ impl Key {
     pub fn new(text: impl Into<String>) -> Option<Self> {
         let text = text.into();
         let fits = |c: u8| c.is_ascii_alphanumeric() || b"._=@+-".contains(&c);
-        let sound = |part: &str| !part.is_empty() && part != "." && part != ".." && part.bytes().all(fits);
+        let sound =
+            |part: &str| !part.is_empty() && part != "." && part != ".." && part.bytes().all(fits);
         (text.len() <= 900 && text.split('/').all(sound)).then_some(Key(text))
     }
 
     /// The key as text.
     pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Keys compare and hash as their text does.
+impl Borrow<str> for Key {
+    fn borrow(&self) -> &str {
         &self.0
     }
 }
@@ -114,4 +125,13 @@ pub trait Storage: Send + Sync {
     fn delete(&self, key: &Key) -> Result<()>;
     /// What a person would call this storage; no secrets.
     fn describe(&self) -> String;
+}
+
+/// Milliseconds since 1970-01-01 UTC; negative before it.
+fn unix_ms(time: SystemTime) -> i64 {
+    let whole = |span: Duration| i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(span) => whole(span),
+        Err(before) => -whole(before.duration()),
+    }
 }

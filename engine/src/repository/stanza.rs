@@ -1,0 +1,177 @@
+//! Stanzas and their epochs: which cluster, in which version, a name stood for, and when it was given up.
+//!
+//! Promises: records are only added, numbered without gaps, the newest last; an epoch's name is never used twice, not
+//! even after its stanza was deleted and made again, so WAL of two clusters never mixes.
+
+use serde::{Deserialize, Serialize};
+
+use crate::codec::RecordKind;
+use crate::repository::layout;
+use crate::repository::{Error, Repository, Result, get_record, list_all, put_record};
+use crate::storage::Key;
+
+/// A record of a stanza. The numbers are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StanzaRecord {
+    /// From now on the stanza is this cluster.
+    Epoch {
+        /// PostgreSQL's system identifier.
+        system_id: u64,
+        /// PostgreSQL's major version.
+        version: u32,
+    },
+    /// The stanza is given up, with all epochs before.
+    Deleted,
+}
+
+/// One system id and version of a stanza.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Epoch {
+    /// The number of its record, from 1.
+    pub n: u32,
+    /// PostgreSQL's system identifier.
+    pub system_id: u64,
+    /// PostgreSQL's major version.
+    pub version: u32,
+}
+
+impl Epoch {
+    /// Its name in keys: version and record number, such as `15-1`.
+    pub fn name(&self) -> String {
+        format!("{}-{}", self.version, self.n)
+    }
+}
+
+/// The epochs of a stanza since it was last deleted, oldest first. Empty: there is no such stanza.
+pub fn epochs(repository: &Repository, stanza: &str) -> Result<Vec<Epoch>> {
+    Ok(read_records(repository, stanza)?.1)
+}
+
+/// Makes `(system_id, version)` the newest epoch of a stanza, which need not exist; it stays as it is if it is that.
+pub fn add_epoch(
+    repository: &Repository,
+    stanza: &str,
+    system_id: u64,
+    version: u32,
+) -> Result<Epoch> {
+    loop {
+        let (newest, epochs) = read_records(repository, stanza)?;
+        if let Some(same) = epochs
+            .last()
+            .filter(|epoch| (epoch.system_id, epoch.version) == (system_id, version))
+        {
+            return Ok(*same);
+        }
+        let n = next_number(stanza, newest)?;
+        let record = StanzaRecord::Epoch { system_id, version };
+        match put_record(
+            repository,
+            &layout::stanza(stanza, n)?,
+            RecordKind::Stanza,
+            &record,
+        ) {
+            Ok(()) => {
+                return Ok(Epoch {
+                    n,
+                    system_id,
+                    version,
+                });
+            }
+            // Another host was faster, or our own put was: what it wrote decides.
+            Err(error) if error.is_already_there() => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The names of all stanzas that exist, in order.
+pub fn list_stanzas(repository: &Repository) -> Result<Vec<String>> {
+    let mut newest: Vec<(String, Key)> = Vec::new();
+    for object in list_all(repository.storage.as_ref(), layout::STANZAS_PREFIX)? {
+        let Some((stanza, _)) = layout::parse_stanza(object.key.as_str()) else {
+            continue;
+        };
+        match newest.last_mut() {
+            Some((last, key)) if last == stanza => *key = object.key,
+            _ => newest.push((stanza.to_owned(), object.key)),
+        }
+    }
+    let mut names = Vec::new();
+    for (stanza, key) in newest {
+        if get_record::<StanzaRecord>(repository, &key, RecordKind::Stanza)?
+            != StanzaRecord::Deleted
+        {
+            names.push(stanza);
+        }
+    }
+    Ok(names)
+}
+
+/// The number of the newest record (0 if there is none), and the live epochs.
+fn read_records(repository: &Repository, stanza: &str) -> Result<(u32, Vec<Epoch>)> {
+    let mut newest = 0;
+    let mut epochs = Vec::new();
+    for object in list_all(repository.storage.as_ref(), &layout::stanza_prefix(stanza)?)? {
+        let Some((_, n)) = layout::parse_stanza(object.key.as_str()) else {
+            continue;
+        };
+        newest = n;
+        match get_record(repository, &object.key, RecordKind::Stanza)? {
+            StanzaRecord::Epoch { system_id, version } => epochs.push(Epoch {
+                n,
+                system_id,
+                version,
+            }),
+            StanzaRecord::Deleted => epochs.clear(),
+        }
+    }
+    Ok((newest, epochs))
+}
+
+fn next_number(stanza: &str, newest: u32) -> Result<u32> {
+    newest.checked_add(1).ok_or_else(|| Error::Name {
+        name: stanza.to_owned(),
+        expected: "a stanza with free numbers",
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repository::tests::repository;
+
+    #[test]
+    fn an_epoch_is_added_once_and_a_new_cluster_gets_a_new_one() {
+        let repository = repository();
+        assert_eq!(epochs(&repository, "main").unwrap(), []);
+        let first = add_epoch(&repository, "main", 42, 15).unwrap();
+        assert_eq!(add_epoch(&repository, "main", 42, 15).unwrap(), first);
+        let second = add_epoch(&repository, "main", 42, 16).unwrap();
+        assert_eq!(
+            (first.name().as_str(), second.name().as_str()),
+            ("15-1", "16-2")
+        );
+        assert_eq!(epochs(&repository, "main").unwrap(), [first, second]);
+        assert_eq!(list_stanzas(&repository).unwrap(), ["main"]);
+    }
+
+    #[test]
+    fn a_deleted_stanza_does_not_exist_and_its_epochs_names_stay_taken() {
+        let repository = repository();
+        add_epoch(&repository, "main", 42, 15).unwrap();
+        add_epoch(&repository, "other", 43, 15).unwrap();
+        put_record(
+            &repository,
+            &layout::stanza("main", 2).unwrap(),
+            RecordKind::Stanza,
+            &StanzaRecord::Deleted,
+        )
+        .unwrap();
+        assert_eq!(epochs(&repository, "main").unwrap(), []);
+        assert_eq!(list_stanzas(&repository).unwrap(), ["other"]);
+        assert_eq!(
+            add_epoch(&repository, "main", 42, 15).unwrap().name(),
+            "15-3"
+        );
+    }
+}
