@@ -1,0 +1,111 @@
+//! pgBackRest's JSON: a list of stanzas. Keys are sorted by the JSON writer.
+
+use pgcairn_engine::actions::{EpochInfo, StanzaInfo};
+use pgcairn_engine::repository::snapshot::Manifest;
+use serde_json::{Value, json};
+
+use super::{View, database_id};
+
+/// The number of pgcairn's repository format, where pgBackRest shows its own.
+const FORMAT: u32 = 1;
+
+pub(super) fn render(views: &[View]) -> Value {
+    Value::Array(views.iter().map(stanza).collect())
+}
+
+fn stanza(view: &View) -> Value {
+    let epochs = view.stanza.iter().flat_map(|stanza| &stanza.epochs);
+    let status = json!({"code": view.status.code(), "message": view.status.repository_message()});
+    let backups = view.stanza.iter().flat_map(|stanza| {
+        stanza
+            .backups
+            .iter()
+            .map(|manifest| backup(stanza, manifest, view.details))
+    });
+    json!({
+        "archive": epochs.clone().map(archive).collect::<Vec<_>>(),
+        "backup": backups.collect::<Vec<_>>(),
+        "cipher": "none",
+        "db": epochs.map(database).collect::<Vec<_>>(),
+        "name": view.name,
+        "repo": [{"cipher": "none", "key": 1, "status": status}],
+        "status": {
+            "code": view.status.code(),
+            "lock": {"backup": {"held": view.backup_runs}, "restore": {"held": view.restore_runs}},
+            "message": view.status.message(),
+        },
+    })
+}
+
+fn archive(epoch: &EpochInfo) -> Value {
+    json!({
+        "database": {"id": epoch.id, "repo-key": 1},
+        "id": epoch.name,
+        "max": epoch.wal_max,
+        "min": epoch.wal_min,
+    })
+}
+
+fn database(epoch: &EpochInfo) -> Value {
+    json!({
+        "id": epoch.id,
+        "repo-key": 1,
+        "system-id": epoch.system_id,
+        "version": epoch.version.to_string(),
+    })
+}
+
+fn backup(stanza: &StanzaInfo, manifest: &Manifest, details: bool) -> Value {
+    let sums = &manifest.sums;
+    let lsn = |lsn: String| {
+        if manifest.online {
+            Value::String(lsn)
+        } else {
+            Value::Null
+        }
+    };
+    let mut backup = json!({
+        "archive": {"start": manifest.wal_start, "stop": manifest.wal_stop},
+        "backrest": {"format": FORMAT, "version": manifest.tool_version},
+        "database": {"id": database_id(stanza, manifest), "repo-key": 1},
+        "error": sums.bad_pages > 0,
+        "info": {
+            "delta": sums.read_bytes,
+            "repository": {"delta": sums.stored_bytes, "size": sums.tree_stored_bytes},
+            "size": sums.file_bytes,
+        },
+        "label": manifest.label,
+        "lsn": {"start": lsn(manifest.start_lsn.to_string()), "stop": lsn(manifest.stop_lsn.to_string())},
+        "prior": manifest.prior,
+        "reference": null,
+        "timestamp": {
+            "start": manifest.start_ms.div_euclid(1000),
+            "stop": manifest.stop_ms.div_euclid(1000),
+        },
+        "type": manifest.backup_type.name(),
+    });
+    if let (true, Value::Object(fields)) = (details, &mut backup) {
+        let databases = manifest
+            .databases
+            .iter()
+            .map(|database| json!({"name": database.name, "oid": database.oid}));
+        fields.insert("database-ref".to_owned(), databases.collect());
+        fields.insert("link".to_owned(), Value::Null);
+        fields.insert("tablespace".to_owned(), tablespaces(manifest));
+    }
+    backup
+}
+
+fn tablespaces(manifest: &Manifest) -> Value {
+    if manifest.tablespaces.is_empty() {
+        return Value::Null;
+    }
+    let listed = manifest.tablespaces.iter().map(|tablespace| {
+        json!({
+            "destination": String::from_utf8_lossy(&tablespace.location),
+            "name": tablespace.name,
+            "oid": tablespace.oid,
+        })
+    });
+    listed.collect()
+}

@@ -1,0 +1,227 @@
+//! The commands: from settled options to a call of the engine, and its summary back to the person.
+
+mod archive;
+mod backup;
+mod info;
+mod restore;
+mod stanza_create;
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::Instant;
+
+use pgcairn_engine::actions::{self, StorageLocation};
+use pgcairn_engine::cluster::server::{self, Connection, PgServer};
+use pgcairn_engine::repository::{Repository, layout};
+use pgcairn_engine::storage::Storage;
+use serde_json::Value;
+
+use crate::error::Error;
+use crate::exit;
+use crate::log::Log;
+use crate::options::Command;
+use crate::progress::Progress;
+use crate::settings::{Origin, Settings};
+use crate::{arguments, config, help, lock, report};
+
+/// The command that the words name, as far as that can be told before they are understood.
+pub(crate) fn named(words: &[OsString]) -> Option<Command> {
+    words
+        .iter()
+        .skip(1)
+        .filter_map(|word| word.to_str())
+        .find_map(Command::from_name)
+}
+
+/// Reads the options, runs the command, tells how it went, and gives the exit code.
+pub(crate) fn start(words: Vec<OsString>, named: Option<Command>) -> u8 {
+    let settings = match arguments::parse(words)
+        .and_then(config::settle)
+        .and_then(check_stanza)
+    {
+        Ok(settings) => settings,
+        Err(error) => {
+            report::to_stderr(&report::early_failure(&error));
+            return exit::for_failure(named, error.code(), exit::is_standby(None));
+        }
+    };
+    let command = settings.command;
+    let log = Log::open(&settings);
+    let quiet = matches!(command, Command::Help | Command::Info | Command::Version);
+    if !quiet {
+        begin(&settings, &log);
+    }
+    let started = Instant::now();
+    let (code, outcome) = match run(&settings, &log) {
+        Ok(code) => (
+            code,
+            format!(
+                "completed successfully ({}ms)",
+                started.elapsed().as_millis()
+            ),
+        ),
+        Err(error) => {
+            log.error(&report::failure(&error));
+            let standby = exit::is_standby(settings.text("pg1-path").map(Path::new));
+            let code = exit::for_failure(Some(command), error.code(), standby);
+            (
+                code,
+                format!("aborted with exception [{:03}]", error.code()),
+            )
+        }
+    };
+    if !quiet {
+        log.info(&format!("{} command end: {outcome}", command.name()));
+    }
+    code
+}
+
+/// The stanza's name becomes part of file names: it is judged before any is made.
+fn check_stanza(settings: Settings) -> Result<Settings, Error> {
+    if let Some(name) = settings.text("stanza") {
+        layout::check_stanza_name(name).map_err(|_| Error::ValueInvalid {
+            name: "stanza",
+            value: name.to_owned(),
+        })?;
+    }
+    Ok(settings)
+}
+
+fn begin(settings: &Settings, log: &Log) {
+    let mut words = vec![format!(
+        "{} command begin {}:",
+        settings.command.name(),
+        env!("CARGO_PKG_VERSION")
+    )];
+    if !settings.parameters.is_empty() {
+        words.push(format!("[{}]", settings.parameters.join(", ")));
+    }
+    words.extend(settings.arguments(|_, setting| setting.origin != Origin::Default));
+    log.info(&words.join(" "));
+    for name in settings.without_effect() {
+        log.info(&format!("option '{name}' has no effect in pgcairn"));
+    }
+}
+
+fn run(settings: &Settings, log: &Log) -> Result<u8, Error> {
+    match settings.command {
+        Command::ArchiveGet => archive::get(settings, log),
+        Command::ArchivePush => archive::push(settings, log),
+        Command::Backup => backup::run(settings, log),
+        Command::Help => report::to_stdout(&help::text(&settings.parameters)?).map(|()| 0),
+        Command::Info => info::run(settings),
+        Command::Restore => restore::run(settings, log),
+        Command::StanzaCreate => stanza_create::run(settings, log),
+        Command::Version => report::to_stdout(&version(settings)).map(|()| 0),
+    }
+}
+
+/// `pgcairn 0.1.0` and a newline, or one number without.
+fn version(settings: &Settings) -> String {
+    if settings.text("output") != Some("num") {
+        return format!("{}\n", crate::TITLE);
+    }
+    let parts = env!("CARGO_PKG_VERSION")
+        .split('.')
+        .map(|part| part.parse().unwrap_or(0_u64));
+    parts
+        .fold(0, |number, part| number * 1000 + part)
+        .to_string()
+}
+
+/// Tells a summary in the form that was asked for.
+fn tell(
+    settings: &Settings,
+    progress: &Progress<'_>,
+    lines: &[String],
+    json: &Value,
+) -> Result<u8, Error> {
+    progress.finish(lines);
+    if settings.text("output") == Some("json") {
+        report::to_stdout(&json.to_string())?;
+    }
+    Ok(0)
+}
+
+/// The stanza; every command that asks for it requires the option.
+fn stanza(settings: &Settings) -> &str {
+    settings.text("stanza").unwrap_or_default()
+}
+
+fn location(settings: &Settings) -> StorageLocation {
+    StorageLocation::Directory(settings.path("repo1-path"))
+}
+
+fn open_storage(settings: &Settings) -> Result<Arc<dyn Storage>, Error> {
+    Ok(actions::open_storage(&location(settings))?)
+}
+
+fn open_repository(settings: &Settings) -> Result<Repository, Error> {
+    Ok(actions::open_repository(open_storage(settings)?)?)
+}
+
+fn take_lock(settings: &Settings, job: &str) -> Result<lock::Lock, Error> {
+    lock::acquire(&settings.path("lock-path"), stanza(settings), job)
+}
+
+/// The server of the cluster, unless the cluster is said to be stopped.
+fn connect(settings: &Settings) -> Result<Option<PgServer>, Error> {
+    if !settings.flag("online") {
+        return Ok(None);
+    }
+    let connection = Connection {
+        socket_path: settings.text("pg1-socket-path").map(Into::into),
+        port: settings
+            .number("pg1-port")
+            .and_then(|port| u16::try_from(port).ok())
+            .unwrap_or(5432),
+        user: settings.text("pg1-user").map(str::to_owned),
+        database: settings
+            .text("pg1-database")
+            .unwrap_or("postgres")
+            .to_owned(),
+    };
+    Ok(Some(
+        server::connect(&connection).map_err(actions::Error::Cluster)?,
+    ))
+}
+
+/// The threads to use: what was asked for, or one per core.
+fn threads(settings: &Settings) -> usize {
+    let asked = settings
+        .number("process-max")
+        .and_then(|number| usize::try_from(number).ok());
+    asked.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from))
+}
+
+fn compress_level(settings: &Settings) -> i32 {
+    settings
+        .number("compress-level")
+        .and_then(|level| i32::try_from(level).ok())
+        .unwrap_or(3)
+}
+
+/// The name of this machine.
+fn host() -> String {
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_is_named_by_the_first_word_that_is_one() {
+        let words = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
+        assert_eq!(
+            named(&words("pgcairn --bogus archive-get a b")),
+            Some(Command::ArchiveGet)
+        );
+        assert_eq!(named(&words("archive-get")), None);
+    }
+}

@@ -1,0 +1,242 @@
+//! `restore`: one backup into a data directory, and how the server shall recover from there.
+//!
+//! Promises: without `--set`, a target time or LSN chooses the newest backup that ended before it, or none: a server
+//! cannot go back from a later one. The server's `restore_command` calls this program with the options it was given.
+
+use pgcairn_engine::actions::{self, RestoreOptions};
+use pgcairn_engine::cluster::recovery::{Recovery, RecoveryType};
+use pgcairn_engine::monitor::Tally;
+use pgcairn_engine::repository::Repository;
+use pgcairn_engine::repository::snapshot::Manifest;
+use pgcairn_engine::wal_name::Lsn;
+
+use super::{host, open_repository, stanza, take_lock, tell, threads};
+use crate::clock;
+use crate::error::Error;
+use crate::log::Log;
+use crate::options::{self, Command};
+use crate::progress::Progress;
+use crate::report;
+use crate::settings::{Origin, Settings};
+
+pub(super) fn run(settings: &Settings, log: &Log) -> Result<u8, Error> {
+    let _lock = take_lock(settings, "restore")?;
+    let repository = open_repository(settings)?;
+    let set = chosen_set(settings, &repository)?;
+    let options = options(settings, set)?;
+    let (tally, progress) = (Tally::default(), Progress::new(log));
+    let summary = actions::restore(&repository, &options, &tally, &progress)?;
+    tell(
+        settings,
+        &progress,
+        &report::restore_lines(&summary),
+        &report::restore_json(&summary),
+    )
+}
+
+fn options(settings: &Settings, set: Option<String>) -> Result<RestoreOptions, Error> {
+    let now_ms = clock::now_ms();
+    let program = std::env::current_exe().map_err(|source| Error::OwnPath { source })?;
+    let path_pairs = |name| {
+        settings
+            .pairs(name)
+            .iter()
+            .map(|(key, path)| (key.clone(), path.into()))
+            .collect()
+    };
+    Ok(RestoreOptions {
+        stanza: stanza(settings).to_owned(),
+        pgdata: settings.path("pg1-path"),
+        cache: settings.path("cache-path"),
+        threads: threads(settings),
+        delta: settings.flag("delta"),
+        force: settings.flag("force"),
+        set,
+        tablespace_map: path_pairs("tablespace-map"),
+        tablespace_map_all: settings.text("tablespace-map-all").map(Into::into),
+        link_map: path_pairs("link-map"),
+        link_all: settings.flag("link-all"),
+        recovery: recovery(
+            settings,
+            &restore_command(settings, &program.to_string_lossy()),
+        ),
+        recovery_given: settings.given("type"),
+        host: host(),
+        now_ms,
+        stamp: clock::stamp(now_ms),
+    })
+}
+
+/// The backup that was asked for, or that the recovery target needs; none: the newest.
+fn chosen_set(settings: &Settings, repository: &Repository) -> Result<Option<String>, Error> {
+    if let Some(set) = settings.text("set").filter(|set| *set != "latest") {
+        return Ok(Some(set.to_owned()));
+    }
+    let target = settings.text("target").unwrap_or_default();
+    let reaches: Box<dyn Fn(&Manifest) -> bool> = match settings.text("type") {
+        Some("time") => {
+            let wanted = clock::parse_target(target).ok_or_else(|| Error::TargetTime {
+                text: target.to_owned(),
+            })?;
+            Box::new(move |backup| backup.stop_ms < wanted)
+        }
+        Some("lsn") => {
+            let wanted: Lsn = target.parse().map_err(|_| Error::TargetLsn {
+                text: target.to_owned(),
+            })?;
+            Box::new(move |backup| backup.stop_lsn <= wanted)
+        }
+        _ => return Ok(None),
+    };
+    let what = if settings.text("type") == Some("time") {
+        "time"
+    } else {
+        "lsn"
+    };
+    let stanzas = actions::info(repository, settings.text("stanza"))?;
+    let backups = stanzas.iter().flat_map(|stanza| &stanza.backups);
+    let found = backups
+        .filter(|backup| reaches(backup))
+        .max_by_key(|backup| (backup.stop_ms, backup.stop_lsn));
+    match found {
+        Some(backup) => Ok(Some(backup.label.clone())),
+        None => Err(Error::NoBackupBefore {
+            what,
+            target: target.to_owned(),
+        }),
+    }
+}
+
+/// What the server is told about its recovery. Settings given with `recovery-option` are the last word.
+fn recovery(settings: &Settings, restore_command: &str) -> Recovery {
+    let kind = match settings.text("type") {
+        Some("immediate") => RecoveryType::Immediate,
+        Some("none") => RecoveryType::None,
+        Some("preserve") => RecoveryType::Preserve,
+        Some("standby") => RecoveryType::Standby,
+        _ => RecoveryType::Default,
+    };
+    let mut chosen: Vec<(String, String)> = Vec::new();
+    let mut set = |name: &str, value: &str| chosen.push((name.to_owned(), value.to_owned()));
+    if let (Some(target), Some(by)) = (settings.text("target"), settings.text("type")) {
+        set(&format!("recovery_target_{by}"), target);
+    }
+    if settings.flag("target-exclusive") {
+        set("recovery_target_inclusive", "false");
+    }
+    if let Some(action) = settings
+        .text("target-action")
+        .filter(|action| *action != "pause")
+    {
+        set("recovery_target_action", action);
+    }
+    if let Some(timeline) = settings.text("target-timeline") {
+        set("recovery_target_timeline", timeline);
+    }
+    if settings.text("archive-mode") == Some("off") {
+        set("archive_mode", "off");
+    }
+    let mut restore_command = restore_command.to_owned();
+    for (name, value) in settings.pairs("recovery-option") {
+        let name = name.replace('-', "_");
+        if name == "restore_command" {
+            restore_command.clone_from(value);
+            continue;
+        }
+        chosen.retain(|(other, _)| *other != name);
+        chosen.push((name, value.clone()));
+    }
+    Recovery {
+        kind,
+        restore_command,
+        settings: chosen,
+    }
+}
+
+/// This program with the options that `archive-get` needs and that the configuration file does not hold.
+fn restore_command(settings: &Settings, program: &str) -> String {
+    let given = settings.arguments(|name, setting| {
+        let known = options::find(name, Command::ArchiveGet).is_some() && !setting.secret;
+        known && matches!(setting.origin, Origin::CommandLine | Origin::Environment)
+    });
+    let words = std::iter::once(program.to_owned())
+        .chain(given)
+        .map(|word| quoted(&word));
+    format!(
+        "{} archive-get %f \"%p\"",
+        words.collect::<Vec<_>>().join(" ")
+    )
+}
+
+/// A word for the shell, behind PostgreSQL's own replacement of `%`.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=/.,:@+%".contains(c);
+    let word = word.replace('%', "%%");
+    if word.chars().all(plain) {
+        word
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+
+    use super::*;
+    use crate::{arguments, config, ini};
+
+    fn settle(line: &str) -> Settings {
+        let words = std::iter::once("pgcairn")
+            .chain(line.split_whitespace())
+            .map(OsString::from);
+        let line = arguments::parse(words).unwrap();
+        let file = ini::parse("[demo]\npg1-path=/pg\n").unwrap();
+        config::merge(line, &std::collections::BTreeMap::new(), &file).unwrap()
+    }
+
+    #[test]
+    fn the_server_fetches_wal_with_the_options_that_restore_was_given() {
+        let settings = settle("restore --stanza=demo --config=/a/b --delta --repo1-path=/r%1/it's");
+        assert_eq!(
+            restore_command(&settings, "/usr/bin/pgcairn"),
+            "/usr/bin/pgcairn --config=/a/b '--repo1-path=/r%%1/it'\\''s' --stanza=demo archive-get %f \"%p\""
+        );
+    }
+
+    #[test]
+    fn a_target_becomes_the_settings_of_the_server() {
+        let line = "restore --stanza=demo --type=xid --target=7 --target-exclusive --target-action=promote \
+                    --target-timeline=2 --archive-mode=off --recovery-option=primary-conninfo=host=a";
+        let recovery = recovery(&settle(line), "get");
+        let settings: Vec<_> = recovery
+            .settings
+            .iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
+        assert_eq!(
+            settings,
+            [
+                "recovery_target_xid=7",
+                "recovery_target_inclusive=false",
+                "recovery_target_action=promote",
+                "recovery_target_timeline=2",
+                "archive_mode=off",
+                "primary_conninfo=host=a",
+            ]
+        );
+        assert_eq!(recovery.restore_command, "get");
+    }
+
+    #[test]
+    fn a_recovery_option_is_the_last_word() {
+        let line = "restore --stanza=demo --target-timeline=2 --recovery-option=recovery_target_timeline=3 \
+                    --recovery-option=restore_command=cp";
+        let recovery = recovery(&settle(line), "get");
+        assert_eq!(
+            recovery.settings,
+            [("recovery_target_timeline".to_owned(), "3".to_owned())]
+        );
+        assert_eq!(recovery.restore_command, "cp");
+    }
+}

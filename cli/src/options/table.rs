@@ -1,0 +1,522 @@
+//! The rows of the option table. Promises: alphabetical within a group, so that a missing one is seen.
+
+use super::Command::{ArchiveGet, ArchivePush, Backup, Info, Restore, StanzaCreate, Version};
+use super::Effect::{Nothing, Unsupported};
+use super::Kind::{Choice, Duration, Flag, List, Number, Pairs, Path, Text};
+use super::Place::{CommandLine, StanzaSection};
+use super::{Command, Group, OptionRow};
+
+const ALL: &[Command] = &[ArchiveGet, ArchivePush, Backup, Info, Restore, StanzaCreate];
+const WITH_CLUSTER: &[Command] = &[ArchiveGet, ArchivePush, Backup, Restore, StanzaCreate];
+const WITH_SERVER: &[Command] = &[Backup, StanzaCreate];
+const ARCHIVE: &[Command] = &[ArchiveGet, ArchivePush];
+const LEVELS: &[&str] = &["off", "error", "warn", "info", "detail", "debug", "trace"];
+const TARGETED: &[&str] = &["lsn", "name", "time", "xid"];
+const ENDED: &[&str] = &["immediate", "lsn", "name", "time", "xid"];
+
+/// An option of single commands.
+const fn own(
+    name: &'static str,
+    kind: super::Kind,
+    commands: &'static [Command],
+    help: &'static str,
+) -> OptionRow {
+    OptionRow::new(name, kind, commands, help).group(Group::Command)
+}
+
+/// A `repo1-…` option.
+const fn repo(name: &'static str, kind: super::Kind, help: &'static str) -> OptionRow {
+    OptionRow::new(name, kind, ALL, help).group(Group::Repository)
+}
+
+/// A `repo1-…` option that shapes only pgBackRest's own repository.
+const fn shape(name: &'static str) -> OptionRow {
+    repo(name, Text, "shapes pgBackRest's repository; no effect here").effect(Nothing)
+}
+
+/// A `pg1-…` option.
+const fn pg(
+    name: &'static str,
+    kind: super::Kind,
+    commands: &'static [Command],
+    help: &'static str,
+) -> OptionRow {
+    OptionRow::new(name, kind, commands, help)
+        .group(Group::Stanza)
+        .place(StanzaSection)
+}
+
+/// All options.
+pub(crate) const OPTIONS: &[OptionRow] = &[
+    // Of single commands
+    own(
+        "annotation",
+        Pairs,
+        &[Backup],
+        "annotate backup with user-defined key/value pairs",
+    )
+    .place(CommandLine)
+    .effect(Unsupported),
+    own(
+        "archive-async",
+        Flag,
+        ARCHIVE,
+        "push/get WAL segments asynchronously",
+    )
+    .default("n")
+    .effect(Unsupported),
+    own(
+        "archive-check",
+        Flag,
+        &[Backup],
+        "check that WAL segments are in the archive before backup completes",
+    )
+    .default("y"),
+    own(
+        "archive-copy",
+        Flag,
+        &[Backup],
+        "copy WAL segments needed for consistency to the backup",
+    )
+    .default("n")
+    .effect(Unsupported),
+    own(
+        "archive-header-check",
+        Flag,
+        ARCHIVE,
+        "check PostgreSQL version/id in WAL headers",
+    )
+    .default("y"),
+    own(
+        "archive-mode",
+        Choice(&["off", "preserve"]),
+        &[Restore],
+        "preserve or disable archiving on restored cluster",
+    )
+    .default("preserve"),
+    own(
+        "archive-mode-check",
+        Flag,
+        &[Backup],
+        "check the PostgreSQL archive_mode setting",
+    )
+    .default("y"),
+    own(
+        "archive-timeout",
+        Duration,
+        &[ArchiveGet, ArchivePush, Backup],
+        "how long to wait for a WAL segment to arrive",
+    )
+    .default("1m"),
+    own(
+        "backup-standby",
+        Text,
+        &[Backup],
+        "backup from the standby cluster",
+    )
+    .effect(Unsupported),
+    own(
+        "checksum-page",
+        Flag,
+        &[Backup],
+        "validate data page checksums; unset: if the cluster has them",
+    ),
+    own(
+        "db-exclude",
+        List,
+        &[Restore],
+        "restore excluding the specified databases",
+    )
+    .effect(Unsupported),
+    own(
+        "db-include",
+        List,
+        &[Restore],
+        "restore only specified databases",
+    )
+    .effect(Unsupported),
+    own(
+        "exclude",
+        List,
+        &[Backup],
+        "exclude paths/files from the backup",
+    ),
+    own(
+        "expire-auto",
+        Flag,
+        &[Backup],
+        "run the expire command after a backup",
+    )
+    .effect(Nothing),
+    own("force", Flag, &[Backup], "force an offline backup")
+        .place(CommandLine)
+        .default("n")
+        .needs("online", &["n"]),
+    own(
+        "force",
+        Flag,
+        &[Restore],
+        "restore into a directory that is not empty",
+    )
+    .place(CommandLine)
+    .default("n"),
+    own("link-all", Flag, &[Restore], "restore all symlinks").default("n"),
+    own(
+        "link-map",
+        Pairs,
+        &[Restore],
+        "modify the destination of a symlink",
+    ),
+    own("manifest-save-threshold", Text, &[Backup], "no effect here").effect(Nothing),
+    own("online", Flag, WITH_SERVER, "talk to the running server")
+        .place(CommandLine)
+        .default("y"),
+    own(
+        "output",
+        Choice(&["text", "json"]),
+        &[Backup, Info, Restore, StanzaCreate],
+        "output format",
+    )
+    .place(CommandLine)
+    .default("text"),
+    own(
+        "output",
+        Choice(&["text", "num"]),
+        &[Version],
+        "output format",
+    )
+    .place(CommandLine)
+    .default("text"),
+    own(
+        "page-header-check",
+        Flag,
+        &[Backup],
+        "check PostgreSQL page headers",
+    )
+    .effect(Nothing),
+    own(
+        "recovery-option",
+        Pairs,
+        &[Restore],
+        "set an option in postgresql.auto.conf",
+    ),
+    own(
+        "resume",
+        Flag,
+        &[Backup],
+        "allow resume of failed backup; every backup here resumes by itself",
+    )
+    .effect(Nothing),
+    own(
+        "set",
+        Text,
+        &[Info, Restore],
+        "backup set to restore or to show in detail",
+    )
+    .place(CommandLine),
+    own(
+        "start-fast",
+        Flag,
+        &[Backup],
+        "force a checkpoint to start backup quickly",
+    )
+    .default("n"),
+    own(
+        "tablespace-map",
+        Pairs,
+        &[Restore],
+        "restore a tablespace into the specified directory",
+    ),
+    own(
+        "tablespace-map-all",
+        Path,
+        &[Restore],
+        "restore all tablespaces into the specified directory",
+    ),
+    own("target", Text, &[Restore], "recovery target")
+        .place(CommandLine)
+        .required()
+        .needs("type", TARGETED),
+    own(
+        "target-action",
+        Choice(&["pause", "promote", "shutdown"]),
+        &[Restore],
+        "action at the recovery target",
+    )
+    .place(CommandLine)
+    .default("pause")
+    .needs("type", ENDED),
+    own(
+        "target-exclusive",
+        Flag,
+        &[Restore],
+        "stop just before the recovery target",
+    )
+    .place(CommandLine)
+    .default("n")
+    .needs("type", &["lsn", "time", "xid"]),
+    own(
+        "target-timeline",
+        Text,
+        &[Restore],
+        "recover along a timeline",
+    )
+    .place(CommandLine)
+    .needs(
+        "type",
+        &["default", "lsn", "name", "standby", "time", "xid"],
+    ),
+    own(
+        "type",
+        Choice(&["full", "diff", "incr"]),
+        &[Backup],
+        "backup type",
+    )
+    .place(CommandLine)
+    .default("incr"),
+    own(
+        "type",
+        Choice(&[
+            "default",
+            "immediate",
+            "lsn",
+            "name",
+            "none",
+            "preserve",
+            "standby",
+            "time",
+            "xid",
+        ]),
+        &[Restore],
+        "recovery type",
+    )
+    .place(CommandLine)
+    .default("default"),
+    // General
+    OptionRow::new(
+        "allow-root",
+        Flag,
+        ALL,
+        "allow the command to run as root; always allowed here",
+    )
+    .effect(Nothing),
+    OptionRow::new(
+        "buffer-size",
+        Text,
+        ALL,
+        "buffer size for I/O operations; no effect here",
+    )
+    .effect(Nothing),
+    OptionRow::new(
+        "cache-path",
+        Path,
+        &[Backup, Restore],
+        "path of the chunk index and other caches",
+    )
+    .default("/var/cache/pgcairn"),
+    OptionRow::new(
+        "compress-level",
+        Number(-7, 22),
+        &[ArchivePush, Backup],
+        "file compression level",
+    )
+    .default("3"),
+    OptionRow::new("compress-level-network", Text, ALL, "no effect here").effect(Nothing),
+    OptionRow::new(
+        "compress-type",
+        Choice(&["zst"]),
+        &[ArchivePush, Backup],
+        "file compression type",
+    )
+    .default("zst"),
+    OptionRow::new(
+        "config",
+        Path,
+        &[
+            ArchiveGet,
+            ArchivePush,
+            Backup,
+            Info,
+            Restore,
+            StanzaCreate,
+            Version,
+        ],
+        "configuration file",
+    )
+    .place(CommandLine)
+    .negatable()
+    .default("/etc/pgcairn/pgcairn.conf"),
+    OptionRow::new(
+        "db-timeout",
+        Duration,
+        WITH_SERVER,
+        "database query timeout",
+    )
+    .default("30m"),
+    OptionRow::new(
+        "delta",
+        Flag,
+        &[Backup, Restore],
+        "restore or backup using checksums",
+    )
+    .default("n"),
+    OptionRow::new("io-timeout", Text, ALL, "no effect here").effect(Nothing),
+    OptionRow::new("lock-path", Path, ALL, "path where lock files are stored")
+        .default("/tmp/pgcairn"),
+    OptionRow::new(
+        "neutral-umask",
+        Flag,
+        ALL,
+        "use a neutral umask; no effect here",
+    )
+    .effect(Nothing),
+    OptionRow::new(
+        "process-max",
+        Number(1, 999),
+        &[ArchiveGet, ArchivePush, Backup, Restore],
+        "max threads to use; unset: one per core",
+    ),
+    OptionRow::new("protocol-timeout", Text, ALL, "no effect here").effect(Nothing),
+    OptionRow::new(
+        "spool-path",
+        Path,
+        ARCHIVE,
+        "path where transient data is stored; no effect here",
+    )
+    .effect(Nothing),
+    OptionRow::new("stanza", Text, WITH_CLUSTER, "defines the stanza")
+        .place(CommandLine)
+        .required(),
+    OptionRow::new("stanza", Text, &[Info], "defines the stanza").place(CommandLine),
+    // Log
+    OptionRow::new(
+        "log-level-console",
+        Choice(LEVELS),
+        ALL,
+        "level for console logging",
+    )
+    .group(Group::Log)
+    .default("warn"),
+    OptionRow::new(
+        "log-level-file",
+        Choice(LEVELS),
+        ALL,
+        "level for file logging",
+    )
+    .group(Group::Log)
+    .default("info"),
+    OptionRow::new(
+        "log-level-stderr",
+        Choice(LEVELS),
+        ALL,
+        "no effect here: warnings and errors go to stderr",
+    )
+    .group(Group::Log)
+    .effect(Nothing),
+    OptionRow::new("log-path", Path, ALL, "path where log files are stored")
+        .group(Group::Log)
+        .default("/var/log/pgcairn"),
+    OptionRow::new("log-subprocess", Flag, ALL, "no effect here")
+        .group(Group::Log)
+        .effect(Nothing),
+    OptionRow::new("log-timestamp", Flag, ALL, "enable timestamp in logging")
+        .group(Group::Log)
+        .default("y"),
+    // Repository
+    shape("repo1-block"),
+    shape("repo1-block-age-map"),
+    shape("repo1-block-checksum-size-map"),
+    shape("repo1-block-size-map"),
+    shape("repo1-block-size-super"),
+    shape("repo1-block-size-super-full"),
+    shape("repo1-bundle"),
+    shape("repo1-bundle-limit"),
+    shape("repo1-bundle-size"),
+    repo("repo1-cipher-pass", Text, "repository cipher passphrase")
+        .secret()
+        .effect(Unsupported),
+    repo(
+        "repo1-cipher-type",
+        Choice(&["none"]),
+        "cipher used to encrypt the repository",
+    )
+    .default("none"),
+    shape("repo1-hardlink"),
+    repo(
+        "repo1-host",
+        Text,
+        "repository host when operating remotely",
+    )
+    .effect(Unsupported),
+    repo(
+        "repo1-path",
+        Path,
+        "path where backups and archive are stored",
+    )
+    .default("/var/lib/pgcairn"),
+    OptionRow::new(
+        "repo1-retention-archive",
+        Text,
+        &[Backup],
+        "number of backups worth of WAL to retain",
+    )
+    .group(Group::Repository)
+    .effect(Unsupported),
+    OptionRow::new(
+        "repo1-retention-diff",
+        Text,
+        &[Backup],
+        "number of differential backups to retain",
+    )
+    .group(Group::Repository)
+    .effect(Unsupported),
+    OptionRow::new(
+        "repo1-retention-full",
+        Text,
+        &[Backup],
+        "full backup retention count/time",
+    )
+    .group(Group::Repository)
+    .effect(Unsupported),
+    repo("repo1-s3-bucket", Text, "S3 repository bucket").effect(Unsupported),
+    repo("repo1-s3-endpoint", Text, "S3 repository endpoint").effect(Unsupported),
+    repo("repo1-s3-key", Text, "S3 repository access key")
+        .secret()
+        .effect(Unsupported),
+    repo(
+        "repo1-s3-key-secret",
+        Text,
+        "S3 repository secret access key",
+    )
+    .secret()
+    .effect(Unsupported),
+    repo("repo1-s3-region", Text, "S3 repository region").effect(Unsupported),
+    repo("repo1-s3-token", Text, "S3 repository security token")
+        .secret()
+        .effect(Unsupported),
+    shape("repo1-symlink"),
+    repo(
+        "repo1-type",
+        Choice(&["posix"]),
+        "type of storage used for the repository",
+    )
+    .default("posix"),
+    // Stanza
+    pg("pg1-database", Text, WITH_SERVER, "PostgreSQL database").default("postgres"),
+    pg(
+        "pg1-host",
+        Text,
+        WITH_CLUSTER,
+        "PostgreSQL host for operating remotely",
+    )
+    .effect(Unsupported),
+    pg("pg1-path", Path, WITH_CLUSTER, "PostgreSQL data directory").required(),
+    pg("pg1-port", Number(1, 65535), WITH_SERVER, "PostgreSQL port").default("5432"),
+    pg(
+        "pg1-socket-path",
+        Path,
+        WITH_SERVER,
+        "PostgreSQL unix socket path",
+    ),
+    pg("pg1-user", Text, WITH_SERVER, "PostgreSQL database user"),
+];
