@@ -1,1 +1,5 @@
-//! (follows)
+//! All tests that need more than one module, a process or a server: one program, so that it is linked once.
+
+mod harness;
+mod layering;
+mod tidy;
