@@ -267,12 +267,7 @@ impl Server {
     /// Runs pgbench on the database `postgres` until it is done.
     #[track_caller]
     pub fn pgbench(&self, options: &[&str]) {
-        finish(
-            self.client_command("pgbench")
-                .args(options)
-                .arg("postgres"),
-        )
-        .success();
+        finish(self.client_command("pgbench").args(options).arg("postgres")).success();
     }
 
     /// Starts pgbench on the database `postgres` as a load in the background.
@@ -438,7 +433,11 @@ impl Drop for Server {
         if thread::panicking() && env::var_os("PGCAIRN_KEEP").is_some() {
             self.folder.disable_cleanup(true);
             // Nothing better can be done about a closed standard error.
-            let _ = writeln!(std::io::stderr(), "kept: {}", self.folder().display());
+            drop(writeln!(
+                std::io::stderr(),
+                "kept: {}",
+                self.folder().display()
+            ));
         }
     }
 }
@@ -460,8 +459,8 @@ impl Load {
 impl Drop for Load {
     fn drop(&mut self) {
         // It may have ended by itself, because the server was stopped.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        drop(self.0.kill());
+        drop(self.0.wait());
     }
 }
 
@@ -494,11 +493,7 @@ fn server_folder(major: u32) -> PathBuf {
         .chain([installed])
         .chain(unpacked)
         .find(|folder| folder.join("postgres").exists());
-    found.unwrap_or_else(|| {
-        std::panic::panic_any(format!(
-            "no server of PostgreSQL {major}: run tests/setup.sh {major}"
-        ))
-    })
+    found.unwrap_or_else(|| panic!("no server of PostgreSQL {major}: run tests/setup.sh {major}"))
 }
 
 /// Where the set-up script keeps what it unpacks.

@@ -115,7 +115,7 @@ pub fn give(path: &Path) {
 pub fn finish(command: &mut Command) -> Finished {
     let output = command
         .output()
-        .unwrap_or_else(|e| std::panic::panic_any(format!("{command:?} does not run: {e}")));
+        .unwrap_or_else(|e| panic!("{command:?} does not run: {e}"));
     Finished::new(&output)
 }
 

@@ -51,7 +51,7 @@ pub fn read(path: &Path) -> String {
 }
 
 fn unreadable<T>(path: &Path, error: &std::io::Error) -> T {
-    std::panic::panic_any(format!("{}: {error}", path.display()))
+    panic!("{}: {error}", path.display())
 }
 
 /// The path of a file below the workspace's folder, with `/` between its components.
