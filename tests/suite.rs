@@ -1,3 +1,6 @@
-//! The tests that need more than one module, a process or a server. One module per file.
+//! All tests that need more than one module, a process or a server: one program, so that it is linked once.
 
+mod harness;
+mod layering;
 mod storage;
+mod tidy;

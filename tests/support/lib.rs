@@ -1,7 +1,16 @@
-//! What tests share: storages that record, fail and crash.
+//! What the tests share: real servers, storages that record, fail and crash, the project's own source.
 //!
-//! Promises: each is an ordinary implementation of an engine's trait; the engine itself holds nothing for tests.
+//! Promises: each storage is an ordinary implementation of the engine's trait; the engine itself holds nothing for tests.
+
+#![expect(
+    clippy::panic,
+    clippy::missing_panics_doc,
+    reason = "what goes wrong here fails the test that called it"
+)]
 
 pub mod crashing;
 pub mod faulty;
+pub mod postgres;
+pub mod process;
 pub mod recording;
+pub mod source;
