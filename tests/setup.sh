@@ -166,6 +166,26 @@ NODE
     rm -rf -- "$work"
 }
 
+# Compiles RocksDB once for each version of it, apart from everything else, and lets all builds link the result: as part
+# of a build it would be compiled again for every profile, and whenever another dependency changes its features.
+rocksdb_library() {
+    local version folder built
+    version=$(awk '/^name = "librocksdb-sys"$/ { getline; gsub(/"/, "", $3); print $3 }' Cargo.lock)
+    folder=$PGCAIRN_BUILD_DIR/rocksdb-$version-$(uname -m)
+    if [[ ! -f $folder/librocksdb.a ]]; then
+        say "compiling RocksDB $version, once (12 to 20 minutes on two cores)"
+        CARGO_TARGET_DIR=$folder.build cargo build --release --locked -p librocksdb-sys
+        built=$(find "$folder.build" -path '*/librocksdb-sys-*/out/librocksdb.a' | head -n 1)
+        [[ -n $built ]] || die "RocksDB was compiled, but its library is not in $folder.build"
+        mkdir -p "$folder.new"
+        cp "$built" "$folder.new/"
+        rm -rf -- "$folder"
+        mv "$folder.new" "$folder"
+        rm -rf -- "$folder.build"
+    fi
+    export ROCKSDB_LIB_DIR=$folder ROCKSDB_STATIC=1
+}
+
 # Installs all that is missing.
 setup() {
     command -v cargo >/dev/null || die "Rust is missing: install the stable toolchain, 1.95 or newer, with rustup"
@@ -179,6 +199,7 @@ setup() {
     system_postgres >/dev/null || install_postgres
     system_postgres >/dev/null || die "PostgreSQL was installed, but its programs are not all in /usr/lib/postgresql"
     mkdir -p "$CARGO_TARGET_DIR"
+    [[ -n ${ROCKSDB_LIB_DIR:-} ]] || rocksdb_library
 }
 
 if [[ ${BASH_SOURCE[0]} == "$0" ]]; then

@@ -16,7 +16,6 @@ use crate::actions::stanza::{epoch_of, epochs_of};
 use crate::cluster::control_file::{self, ControlFile};
 use crate::cluster::wal_header;
 use crate::ids::Namer;
-use crate::monitor::Monitor;
 use crate::pack::wal as wal_object;
 use crate::pack::writer::Sealer;
 use crate::repository::stanza::Epoch;
@@ -67,7 +66,6 @@ pub fn archive_push(
     repository: &Repository,
     options: &ArchiveOptions,
     file: &Path,
-    monitor: &dyn Monitor,
 ) -> Result<Pushed> {
     let path = options.pgdata.join(file);
     let name = path
@@ -103,9 +101,6 @@ pub fn archive_push(
                     stanza: options.stanza.clone(),
                 });
             }
-            monitor.note(&format!(
-                "{name} is in the archive already, with the same content"
-            ));
             Ok(Pushed::AlreadyThere)
         }
         Err(error) => Err(Error::Repository(error)),
