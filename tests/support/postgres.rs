@@ -2,7 +2,7 @@
 //!
 //! Promises: a server has a folder of its own, with data directory, socket and log; it listens on that socket alone, so
 //! servers never meet one another nor a server of this machine; as root, servers and `pgcairn` run as an unprivileged
-//! account; a dropped [`Server`] is stopped and its folder removed (kept when the test failed and `PGCAIRN_KEEP` is set).
+//! account; a dropped [`Server`] is stopped and its folder removed (kept when the test failed and `CAIRN_KEEP` is set).
 //! Refuses: to skip; a missing program fails the test and names the set-up script.
 
 use std::collections::BTreeMap;
@@ -430,7 +430,7 @@ impl Drop for Server {
         if self.is_running() {
             self.control(&["stop", "-w", "-t", "30", "-m", "immediate"]);
         }
-        if thread::panicking() && env::var_os("PGCAIRN_KEEP").is_some() {
+        if thread::panicking() && env::var_os("CAIRN_KEEP").is_some() {
             self.folder.disable_cleanup(true);
             // Nothing better can be done about a closed standard error.
             drop(writeln!(
@@ -485,7 +485,7 @@ fn client_folder() -> PathBuf {
 /// The folder with initdb, `pg_ctl` and postgres of one version.
 #[track_caller]
 fn server_folder(major: u32) -> PathBuf {
-    let named = env::var_os(format!("PGCAIRN_TEST_PG_BIN_{major}")).map(PathBuf::from);
+    let named = env::var_os(format!("CAIRN_TEST_PG_BIN_{major}")).map(PathBuf::from);
     let installed = PathBuf::from(format!("/usr/lib/postgresql/{major}/bin"));
     let unpacked = build_folder().map(|folder| folder.join(format!("postgres/{major}/bin")));
     let found = named
@@ -498,7 +498,7 @@ fn server_folder(major: u32) -> PathBuf {
 
 /// Where the set-up script keeps what it unpacks.
 fn build_folder() -> Option<PathBuf> {
-    let named = env::var_os("PGCAIRN_BUILD_DIR").map(PathBuf::from);
+    let named = env::var_os("CAIRN_BUILD_DIR").map(PathBuf::from);
     let user = || Some(PathBuf::from(env::var_os("XDG_CACHE_HOME")?));
     let home = || Some(PathBuf::from(env::var_os("HOME")?).join(".cache"));
     let of_root = rustix::process::geteuid()

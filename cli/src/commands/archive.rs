@@ -11,7 +11,6 @@ use super::{compress_level, open_repository, stanza, threads};
 use crate::error::Error;
 use crate::exit;
 use crate::log::Log;
-use crate::progress::Progress;
 use crate::settings::Settings;
 
 pub(super) fn push(settings: &Settings, log: &Log) -> Result<u8, Error> {
@@ -26,12 +25,7 @@ pub(super) fn push(settings: &Settings, log: &Log) -> Result<u8, Error> {
         .unwrap_or_default()
         .to_string_lossy()
         .into_owned();
-    let pushed = actions::archive_push(
-        &open_repository(settings)?,
-        &options(settings),
-        &segment,
-        &Progress::new(log),
-    )?;
+    let pushed = actions::archive_push(&open_repository(settings)?, &options(settings), &segment)?;
     match pushed {
         Pushed::Stored => log.info(&format!("pushed WAL file '{name}' to the archive")),
         Pushed::AlreadyThere => log.warn(&format!(

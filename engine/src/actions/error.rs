@@ -5,8 +5,13 @@
 
 use std::path::PathBuf;
 
+use crate::cluster;
+use crate::codec;
+use crate::dedup;
 use crate::ids::ChunkId;
-use crate::{cluster, codec, dedup, pack, repository, storage};
+use crate::pack;
+use crate::repository;
+use crate::storage;
 
 /// What an action answers.
 pub type Result<T> = std::result::Result<T, Error>;
