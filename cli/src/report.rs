@@ -45,6 +45,17 @@ pub(crate) fn failure(error: &Error) -> String {
     )
 }
 
+/// Number, text and causes of an error in one line.
+pub(crate) fn failure_line(error: &Error) -> String {
+    let mut line = format!("[{:03}] {error}", error.code());
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        line = format!("{line}: {source}");
+        cause = source.source();
+    }
+    line
+}
+
 /// An error before there is a log.
 pub(crate) fn early_failure(error: &Error) -> String {
     format!("ERROR: {}", failure(error).replace('\n', "\n       "))
@@ -77,7 +88,7 @@ pub(crate) fn to_stdout(text: &str) -> Result<(), Error> {
 /// What a person could do about an error of the engine.
 pub(crate) fn hints(kind: ErrorKind) -> Vec<String> {
     let hints: &[&str] = match kind {
-        ErrorKind::NotARepository => &[
+        ErrorKind::NotARepository | ErrorKind::StorageUnreachable => &[
             "is repo1-path right, and its disk mounted?",
             "stanza-create makes the repository when there is none.",
         ],
@@ -130,9 +141,6 @@ pub(crate) fn hints(kind: ErrorKind) -> Vec<String> {
         ErrorKind::Full => &["free space, or move the repository."],
         ErrorKind::TooNew => &["use the newest pgcairn that this repository has been used with."],
         ErrorKind::Denied => &["has this user the right to use the repository?"],
-        ErrorKind::StorageUnreachable => {
-            &["the repository may be there again later; nothing was lost."]
-        }
         ErrorKind::Clock => &["set the clock of this machine right."],
         _ => &[],
     };

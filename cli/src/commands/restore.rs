@@ -14,7 +14,7 @@ use super::{host, open_repository, stanza, take_lock, tell, threads};
 use crate::clock;
 use crate::error::Error;
 use crate::log::Log;
-use crate::options::{self, Command};
+use crate::options::{self, Command, Group};
 use crate::progress::Progress;
 use crate::report;
 use crate::settings::{Origin, Settings};
@@ -156,8 +156,9 @@ fn recovery(settings: &Settings, restore_command: &str) -> Recovery {
 /// This program with the options that `archive-get` needs and that the configuration file does not hold.
 fn restore_command(settings: &Settings, program: &str) -> String {
     let given = settings.arguments(|name, setting| {
-        let known = options::find(name, Command::ArchiveGet).is_some() && !setting.secret;
-        known && matches!(setting.origin, Origin::CommandLine | Origin::Environment)
+        let row = options::find(name, Command::ArchiveGet).filter(|row| row.group != Group::Log);
+        row.is_some_and(|row| !row.secret)
+            && matches!(setting.origin, Origin::CommandLine | Origin::Environment)
     });
     let words = std::iter::once(program.to_owned())
         .chain(given)
@@ -197,7 +198,9 @@ mod tests {
 
     #[test]
     fn the_server_fetches_wal_with_the_options_that_restore_was_given() {
-        let settings = settle("restore --stanza=demo --config=/a/b --delta --repo1-path=/r%1/it's");
+        let settings = settle(
+            "restore --stanza=demo --config=/a/b --delta --log-level-console=info --repo1-path=/r%1/it's",
+        );
         assert_eq!(
             restore_command(&settings, "/usr/bin/pgcairn"),
             "/usr/bin/pgcairn --config=/a/b '--repo1-path=/r%%1/it'\\''s' --stanza=demo archive-get %f \"%p\""

@@ -12,6 +12,16 @@ const WITH_SERVER: &[Command] = &[Backup, StanzaCreate];
 const ARCHIVE: &[Command] = &[ArchiveGet, ArchivePush];
 const LEVELS: &[&str] = &["off", "error", "warn", "info", "detail", "debug", "trace"];
 const TARGETED: &[&str] = &["lsn", "name", "time", "xid"];
+/// The recovery types that write settings.
+const RECOVERING: &[&str] = &[
+    "default",
+    "immediate",
+    "lsn",
+    "name",
+    "standby",
+    "time",
+    "xid",
+];
 const ENDED: &[&str] = &["immediate", "lsn", "name", "time", "xid"];
 
 /// An option of single commands.
@@ -93,7 +103,8 @@ pub(crate) const OPTIONS: &[OptionRow] = &[
         &[Restore],
         "preserve or disable archiving on restored cluster",
     )
-    .default("preserve"),
+    .default("preserve")
+    .needs("type", RECOVERING),
     own(
         "archive-mode-check",
         Flag,
@@ -199,7 +210,8 @@ pub(crate) const OPTIONS: &[OptionRow] = &[
         Pairs,
         &[Restore],
         "set an option in postgresql.auto.conf",
-    ),
+    )
+    .needs("type", RECOVERING),
     own(
         "resume",
         Flag,
@@ -348,11 +360,11 @@ pub(crate) const OPTIONS: &[OptionRow] = &[
     .default("/etc/pgcairn/pgcairn.conf"),
     OptionRow::new(
         "db-timeout",
-        Duration,
+        Text,
         WITH_SERVER,
-        "database query timeout",
+        "database query timeout; no effect here",
     )
-    .default("30m"),
+    .effect(Nothing),
     OptionRow::new(
         "delta",
         Flag,

@@ -1,12 +1,12 @@
 //! `info`: the backups and the WAL of one stanza or of all, for people and as pgBackRest's JSON.
 //!
-//! Promises: the JSON has pgBackRest's keys, alone on standard output and without a newline; a stanza that is not there
-//! is an answer, not a failure.
+//! Promises: the JSON has pgBackRest's keys, alone on standard output and without a newline. A stanza that is not there,
+//! or a repository that cannot be read, is an answer with a status of its own, not a failure.
 
 mod json;
 mod text;
 
-use pgcairn_engine::actions::{self, ErrorKind, StanzaInfo};
+use pgcairn_engine::actions::{self, StanzaInfo};
 use pgcairn_engine::repository::snapshot::Manifest;
 
 use super::open_repository;
@@ -74,11 +74,10 @@ pub(super) fn run(settings: &Settings) -> Result<u8, Error> {
         .and_then(|repository| Ok(actions::info(&repository, name)?))
     {
         Ok(stanzas) => views(settings, stanzas),
-        Err(Error::Engine(error))
-            if name.is_some() && error.kind() == ErrorKind::NotARepository =>
-        {
-            let status = Status::Other(format!("[FileMissingError] {error}"));
-            vec![view(settings, name.unwrap_or_default(), status, None)]
+        // Which stanzas a repository has that cannot be read, nobody knows; pgBackRest then shows one of this name.
+        Err(error @ Error::Engine(_)) => {
+            let status = Status::Other(report::failure_line(&error));
+            vec![view(settings, name.unwrap_or("[invalid]"), status, None)]
         }
         Err(error) => return Err(error),
     };
