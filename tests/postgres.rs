@@ -3,10 +3,13 @@
 //! Promises: pgbench and a churn of DDL run during every backup; every backup is restored to a directory of its own,
 //! recovers, and is judged by PostgreSQL's own programs.
 
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
 
+use pgcairn_engine::cluster::server::{self, Connection, Server as _};
 use pgcairn_tests::churn::Churn;
-use pgcairn_tests::postgres::{Server, Stop, system_major};
+use pgcairn_tests::postgres::{SUPERUSER, Server, Stop, system_major};
 use pgcairn_tests::stanza::{Backup, Stanza};
 
 /// In-place tablespaces must be allowed where they are replayed, too.
@@ -38,9 +41,9 @@ fn marks(server: &Server) -> Vec<String> {
 
 /// Where the links in `pg_tblspc` lead.
 fn tablespace_links(server: &Server) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(server.data.join("pg_tblspc")).unwrap();
+    let entries = fs::read_dir(server.data.join("pg_tblspc")).unwrap();
     entries
-        .filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok())
+        .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
         .collect()
 }
 
@@ -95,7 +98,7 @@ fn backups_under_load_and_ddl_restore_to_a_consistent_cluster() {
 }
 
 /// A restore beside the source, its tablespaces included, has not touched it.
-fn assert_untouched(source: &Server, expected: &std::collections::BTreeMap<String, String>) {
+fn assert_untouched(source: &Server, expected: &BTreeMap<String, String>) {
     source.restart();
     assert_eq!(&source.hashes(), expected);
     assert_eq!(tablespace_links(source), [source.folder().join("space")]);
@@ -114,7 +117,8 @@ fn round_trip(major: u32) {
     let source = &stanza.server;
     source.execute("CREATE TABLE a AS SELECT n, md5(n::text) AS t FROM generate_series(1, 20000) n; CREATE INDEX ON a (t)");
     stanza.backup("full", &[]);
-    source.execute("UPDATE a SET t = 'changed' WHERE n % 100 = 0; CREATE DATABASE other");
+    source.execute("UPDATE a SET t = 'changed' WHERE n % 100 = 0");
+    source.execute("CREATE DATABASE other");
     let incr = stanza.backup("incr", &[]);
     assert_eq!(incr.kind, "incr");
     source.execute(
@@ -124,8 +128,35 @@ fn round_trip(major: u32) {
     stanza.archive_all();
     let server = Server::empty(major);
     stanza.restore(&server, &incr.label, &[]);
-    assert!(!Path::new(&server.data).join("postmaster.pid").exists());
     server.start();
     server.wait_for_promotion();
     assert_eq!(server.hashes(), expected, "PostgreSQL {major}");
+}
+
+#[test]
+fn a_tablespace_that_is_being_dropped_does_not_end_a_backup() {
+    for major in [13, system_major(), 18] {
+        let server = Server::empty(major);
+        server.init(&[]);
+        server.start();
+        for name in ["stays", "goes"] {
+            let place = server.make_folder(name);
+            server.execute(&format!(
+                "CREATE TABLESPACE {name} LOCATION '{}'",
+                place.display()
+            ));
+        }
+        // The directory goes first, the row in the catalogue when the transaction ends.
+        let oid = server.value("SELECT oid FROM pg_tablespace WHERE spcname = 'goes'");
+        fs::remove_file(server.data.join("pg_tblspc").join(oid)).unwrap();
+        let connection = Connection {
+            socket_path: Some(server.folder().to_owned()),
+            port: 5432,
+            user: Some(SUPERUSER.to_owned()),
+            database: "postgres".to_owned(),
+        };
+        let listed = server::connect(&connection).unwrap().tablespaces().unwrap();
+        let names: Vec<_> = listed.iter().map(|(_, name, _)| name.as_str()).collect();
+        assert_eq!(names, ["stays"], "PostgreSQL {major}");
+    }
 }
