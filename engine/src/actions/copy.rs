@@ -181,9 +181,9 @@ impl Worker<'_> {
             }
         }
         self.chunks.clear();
-        for at in 0..slices.len() {
-            self.check(&mut slices[at]);
-            self.cut(at, &slices[at])?;
+        for (at, slice) in slices.iter_mut().enumerate() {
+            self.check(slice);
+            self.cut(at, slice)?;
         }
         self.ids.clear();
         for chunk in &self.chunks {
