@@ -5,6 +5,7 @@
 //! Refuses: to be started (there is no WAL in it).
 
 use std::collections::BTreeMap;
+use std::env;
 use std::fs::{self, File, Permissions};
 use std::io::Write as _;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
@@ -43,7 +44,7 @@ pub struct Pgdata {
 impl Pgdata {
     /// A small cluster: about 300 files, 7 MB.
     pub fn small() -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let folder = temporary_folder();
         let path = folder.path().join("data");
         for (name, (mode, bytes)) in template() {
             let path = path.join(name);
@@ -114,6 +115,15 @@ impl Noise {
             word.copy_from_slice(&self.next_number().to_le_bytes());
         }
     }
+}
+
+/// A temporary folder; in memory if `CAIRN_TEST_MEMORY` names a folder there: restores and caches sync whole file
+/// systems, and that is what a test with a hundred of them would spend its time on.
+fn temporary_folder() -> TempDir {
+    let memory = env::var_os("CAIRN_TEST_MEMORY").filter(|memory| !memory.is_empty());
+    memory
+        .map_or_else(tempfile::tempdir, tempfile::tempdir_in)
+        .expect("a temporary folder can be made")
 }
 
 /// The cluster that the copies are made from, in path order.
