@@ -20,7 +20,7 @@ use pgcairn_tests::crashing::Crashing;
 use pgcairn_tests::faulty::{Faulty, Moment};
 use pgcairn_tests::host::{Host, STANZA};
 use pgcairn_tests::pgdata::{Pgdata, assert_equal, tree};
-use pgcairn_tests::recording::{Recording, Verb};
+use pgcairn_tests::recording::{Call, Verb};
 
 /// A relation that fills more than one pack of 32 MiB.
 const LARGE: (&str, usize) = ("base/1/90001", 36 << 7);
@@ -219,4 +219,195 @@ fn an_incremental_backup_may_stop_after_any_write() {
     fs::remove_file(scene.pgdata.path.join("base/1/1255_vm")).unwrap();
     let writes = stop_everywhere(&mut scene, BackupType::Incr);
     assert_eq!(writes, 8);
+}
+
+/// How a call of a backup fails.
+fn failing(
+    copy: &Copy,
+    matches: impl Fn(&Call) -> bool + Send + Sync + 'static,
+    nth: usize,
+    moment: Moment,
+) -> Arc<Faulty> {
+    let inner = Arc::new(copy.storage.clone());
+    Arc::new(Faulty::new(
+        inner,
+        matches,
+        nth,
+        ErrorKind::Unreachable,
+        moment,
+    ))
+}
+
+/// A small cluster with one backup and a change since.
+fn small_scene() -> Scene {
+    let pgdata = Pgdata::small();
+    pgdata.relation(LARGE.0, 40, 1);
+    let mut scene = Scene::new(pgdata);
+    scene.backup(BackupType::Full);
+    scene.pgdata.change_page(LARGE.0, 7, 3);
+    scene
+}
+
+/// Fails each call of an incr in turn, and checks that it either succeeds or leaves nothing but a fence.
+fn fail_everywhere(matches: fn(&Call) -> bool, moment: Moment) -> (usize, usize) {
+    let mut scene = small_scene();
+    let (mut calls, mut failures) = (0, 0);
+    loop {
+        let copy = scene.copy();
+        let faulty = failing(&copy, matches, calls + 1, moment);
+        let repository = open_repository(Arc::clone(&faulty) as Arc<dyn Storage>);
+        let outcome =
+            repository.and_then(|repository| copy.host.backup(&repository, BackupType::Incr));
+        if faulty.matched() <= calls {
+            assert!(outcome.is_ok());
+            return (calls, failures);
+        }
+        calls += 1;
+        let succeeded = usize::from(outcome.is_ok());
+        failures += 1 - succeeded;
+        let repository = open_repository(Arc::new(copy.storage.clone())).unwrap();
+        assert_eq!(
+            copy.host.listed(&repository).len(),
+            1 + succeeded,
+            "call {calls}"
+        );
+        let announced = count(&copy.storage, "runs/");
+        if succeeded == 0 {
+            assert_eq!(
+                announced, 0,
+                "call {calls} left its announcement: {outcome:?}"
+            );
+        }
+        assert!(fenced(&repository) <= 1 - succeeded, "call {calls}");
+        copy.host.backup(&repository, BackupType::Incr).unwrap();
+        chunks(&copy.storage);
+        assert_eq!(count(&copy.storage, "runs/"), 0, "call {calls}");
+        scene.check_listed(&copy.host, &copy.storage, succeeded + 1);
+    }
+}
+
+fn is_write(call: &Call) -> bool {
+    matches!(call.verb, Verb::Put | Verb::Delete)
+}
+
+#[test]
+fn a_backup_survives_a_lost_answer_or_leaves_a_fence() {
+    let (calls, failures) = fail_everywhere(is_write, Moment::After);
+    // The register is read back, and the announcement's deletion is not worth failing for.
+    assert_eq!((calls, failures), (8, 5));
+}
+
+#[test]
+fn a_backup_of_which_any_request_fails_is_not_half_there() {
+    let (calls, failures) = fail_everywhere(|_| true, Moment::Before);
+    // Taking the announcement back (a listing, two deletions) is not worth failing for.
+    assert_eq!(calls - failures, 3);
+}
+
+#[test]
+fn a_failed_backup_fences_its_register_and_takes_its_announcement_back() {
+    let mut scene = small_scene();
+    let copy = scene.copy();
+    let is_pack = |call: &Call| call.verb == Verb::Put && call.key.starts_with("data/");
+    let faulty = failing(&copy, is_pack, 1, Moment::Before);
+    let repository = open_repository(faulty).unwrap();
+    let error = copy.host.backup(&repository, BackupType::Incr).unwrap_err();
+    assert!(format!("{error:?}").contains("data/"), "{error:?}");
+    assert_eq!(fenced(&repository), 1);
+    assert_eq!(count(&copy.storage, "runs/"), 0);
+}
+
+#[test]
+fn the_announcement_stays_if_the_register_cannot_be_fenced() {
+    let mut scene = small_scene();
+    let copy = scene.copy();
+    let is_pack = |call: &Call| call.verb == Verb::Put && call.key.starts_with("data/");
+    let is_register = |call: &Call| call.verb == Verb::Put && call.key.starts_with("snapshots/");
+    let no_pack = failing(&copy, is_pack, 1, Moment::Before);
+    let no_fence = Faulty::new(
+        no_pack,
+        is_register,
+        1,
+        ErrorKind::Unreachable,
+        Moment::Before,
+    );
+    let repository = open_repository(Arc::new(no_fence)).unwrap();
+    copy.host.backup(&repository, BackupType::Incr).unwrap_err();
+    assert_eq!(fenced(&repository), 0);
+    assert_eq!(count(&copy.storage, "runs/"), 2, "announced, gc log read");
+
+    // The next run of this host finds that its owner is gone, and fences it.
+    copy.host.backup(&repository, BackupType::Incr).unwrap();
+    assert_eq!(fenced(&repository), 1);
+    assert_eq!(count(&copy.storage, "runs/"), 0);
+}
+
+#[test]
+fn a_commit_that_turns_out_to_have_succeeded_is_a_success() {
+    let mut scene = small_scene();
+    let copy = scene.copy();
+    let registers = |verb: Verb| move |call: &Call| call.verb == verb && call.key.contains("I.");
+    let lost = failing(&copy, registers(Verb::Put), 3, Moment::After);
+    // The first two puts of a key with the label are those of the announcement.
+    let unread = Faulty::new(
+        Arc::clone(&lost) as Arc<dyn Storage>,
+        registers(Verb::Get),
+        1,
+        ErrorKind::Unreachable,
+        Moment::Before,
+    );
+    let repository = open_repository(Arc::new(unread)).unwrap();
+    copy.host.backup(&repository, BackupType::Incr).unwrap();
+    assert_eq!(lost.matched(), 4, "a fence was tried, and found the commit");
+    assert_eq!((count(&copy.storage, "runs/"), fenced(&repository)), (0, 0));
+    scene.check_listed(&copy.host, &copy.storage, 1);
+}
+
+#[test]
+fn a_restore_that_died_is_not_waited_for() {
+    let mut scene = small_scene();
+    let copy = scene.copy();
+    let crashing = Crashing::new(Arc::new(copy.storage.clone()), 2);
+    let repository = open_repository(Arc::new(crashing)).unwrap();
+    let target = scene.folder("target");
+    copy.host.restore(&repository, &target, None).unwrap_err();
+    assert_eq!(count(&copy.storage, "runs/restore/"), 2);
+    scene.check_listed(&copy.host, &copy.storage, 0);
+    assert_eq!(count(&copy.storage, "runs/"), 0);
+}
+
+/// The packs that a first backup of `pgdata` with so many threads stores, and the root of its tree.
+fn packs_of(pgdata: &Pgdata, cache: &Path, threads: usize) -> (Vec<Vec<u8>>, ChunkId) {
+    let storage = MemoryStorage::new();
+    let mut host = Host::new(&pgdata.path, cache);
+    host.threads = threads;
+    let repository = host.stanza_create(Arc::new(storage.clone()));
+    let summary = host.backup(&repository, BackupType::Full).unwrap();
+    let mut packs = Vec::new();
+    for prefix in ["data/", "meta/"] {
+        for object in storage.list(prefix, None, usize::MAX).unwrap() {
+            packs.push(storage.get(&object.key).unwrap());
+        }
+    }
+    packs.sort_unstable();
+    (packs, summary.manifest.root)
+}
+
+#[test]
+fn one_thread_makes_the_same_packs_and_many_make_the_same_tree() {
+    let pgdata = Pgdata::small();
+    // The same content twice, side by side: two threads come to the same chunks at the same time.
+    for name in ["base/1/90001", "base/1/90002", "base/1/90003"] {
+        pgdata.relation(name, 16 << 7, 5);
+    }
+    let cache = pgdata.folder().join("cache");
+    let (packs, root) = packs_of(&pgdata, &cache, 1);
+    assert!(packs.len() >= 2);
+    assert!(
+        packs_of(&pgdata, &cache, 1) == (packs, root),
+        "same input, same bytes"
+    );
+    for _ in 0..5 {
+        assert_eq!(packs_of(&pgdata, &cache, 4).1, root);
+    }
 }

@@ -23,7 +23,8 @@ chmod 755 "$work"
 log=$(mktemp "$work/log.XXXXXX")
 # Tests that restore hundreds of times go to memory if there is plenty: there is no disk to wait for.
 memory=
-if (($(df --output=avail -k /dev/shm 2>/dev/null | tail -n 1) > 2 << 20)); then
+free=$(df --output=avail -k /dev/shm 2>/dev/null | tail -n 1 || true)
+if ((${free:-0} > 2 << 20)); then
     memory=$(mktemp -d /dev/shm/pgcairn.XXXXXX)
 fi
 finish() {
