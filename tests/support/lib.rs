@@ -11,6 +11,8 @@
 pub mod churn;
 pub mod crashing;
 pub mod faulty;
+pub mod host;
+pub mod pgdata;
 pub mod postgres;
 pub mod process;
 pub mod recording;

@@ -24,6 +24,7 @@ mod pipeline;
 mod places;
 mod plan;
 mod restore;
+mod run_lock;
 mod session;
 mod stanza;
 mod stat_record;

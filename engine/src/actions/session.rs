@@ -1,11 +1,14 @@
 //! One process's presence in a repository: announced before it reads, withdrawn after it is done.
 //!
 //! Promises: the announcement is durable before the gc log, and then the tombstones, are read (design: whoever deletes
-//! either sees the announcement, or the announced run sees what is being deleted); what is read is published as k = 1.
+//! either sees the announcement, or the announced run sees what is being deleted); what is read is published as k = 1;
+//! an announcement that its process could not take back is taken back by the next run of this host (`run_lock.rs`).
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use crate::actions::error::{Error, Result};
+use crate::actions::run_lock::{self, RunLock};
 use crate::ids::{ChunkId, PackId, RunId};
 use crate::repository::gc_log::{self, GcState};
 use crate::repository::run::{self, Announcement, Role};
@@ -24,12 +27,15 @@ pub(super) struct Session<'a> {
     pub(super) run: RunId,
     /// The gc log as it was read after the announcement.
     pub(super) gc: GcState,
+    lock: RunLock,
 }
 
-/// Announces a run. The gc log is not yet read: see [`Session::read_gc`].
+/// Announces a run, after it has ended the dead ones of this host, of which `cache` knows. The gc log is not yet read:
+/// see [`Session::read_gc`].
 pub(super) fn announce<'a>(
     repository: &'a Repository,
     role: Role,
+    cache: &Path,
     host: &str,
     now_ms: i64,
 ) -> Result<Session<'a>> {
@@ -41,13 +47,21 @@ pub(super) fn announce<'a>(
         start_ms: now_ms,
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    run::announce(repository, &role, run, &announcement).map_err(Error::Repository)?;
-    Ok(Session {
+    run_lock::end_the_dead(repository, cache);
+    let lock = RunLock::take(repository, cache, &role, run)?;
+    let session = Session {
         repository,
         role,
         run,
         gc: GcState::default(),
-    })
+        lock,
+    };
+    if let Err(error) = run::announce(repository, &session.role, run, &announcement) {
+        // The announcement may be there all the same: only the answer was lost.
+        drop(session.withdraw());
+        return Err(Error::Repository(error));
+    }
+    Ok(session)
 }
 
 impl Session<'_> {
@@ -75,6 +89,8 @@ impl Session<'_> {
 
     /// Takes the announcement back.
     pub(super) fn withdraw(&self) -> Result<()> {
-        run::withdraw(self.repository, &self.role, self.run).map_err(Error::Repository)
+        run::withdraw(self.repository, &self.role, self.run).map_err(Error::Repository)?;
+        self.lock.remove();
+        Ok(())
     }
 }
