@@ -6,10 +6,13 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::actions::error::{Error, Result};
+use crate::actions::pipeline::beside;
 use crate::actions::run_lock::{self, RunLock};
 use crate::ids::{ChunkId, PackId, RunId};
+use crate::monitor::{Monitor, Problem};
 use crate::repository::gc_log::{self, GcState};
 use crate::repository::run::{self, Announcement, Role};
 use crate::repository::{Repository, quarantine};
@@ -64,6 +67,36 @@ pub(super) fn announce<'a>(
     Ok(session)
 }
 
+/// Runs `body` as an announced run that makes no backup: the gc log is read before it, beats are sent beside it, and the
+/// announcement is taken back whatever comes of it.
+pub(super) fn present<T>(
+    repository: &Repository,
+    role: Role,
+    (host, now_ms): (&str, i64),
+    monitor: &dyn Monitor,
+    body: impl FnOnce(&Session<'_>) -> Result<T>,
+) -> Result<T> {
+    let mut session = announce(repository, role, host, now_ms)?;
+    let outcome = session.read_gc().and_then(|()| {
+        let session = &session;
+        let mut beats = 1;
+        let beat = move || {
+            beats += 1;
+            session.beat(beats)
+        };
+        beside(Duration::from_secs(BEAT_SECONDS), beat, || body(session))
+    });
+    let withdrawn = session.withdraw();
+    let value = outcome?;
+    if let Err(error) = withdrawn {
+        monitor.problem(&Problem {
+            object: repository.storage.describe(),
+            message: format!("announcement stays: {error}"),
+        });
+    }
+    Ok(value)
+}
+
 impl Session<'_> {
     /// Reads the gc log and publishes how far.
     pub(super) fn read_gc(&mut self) -> Result<()> {
@@ -72,9 +105,13 @@ impl Session<'_> {
             .map_err(Error::Repository)
     }
 
-    /// Packs whose chunks must not be used any more.
+    /// Packs whose chunks must not be used any more. Nothing may be built on a condemned pack; but until it is swept it
+    /// may hold the only copy of what a backup needs that was committed while it was being condemned.
     pub(super) fn unusable(&self) -> BTreeSet<PackId> {
-        self.gc.condemned.union(&self.gc.dead).copied().collect()
+        match self.role {
+            Role::Restore | Role::Verify => self.gc.dead.clone(),
+            _ => self.gc.condemned.union(&self.gc.dead).copied().collect(),
+        }
     }
 
     /// Copies of chunks that were found damaged.
