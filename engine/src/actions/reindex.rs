@@ -89,7 +89,7 @@ pub fn verify_index(
     monitor: &dyn Monitor,
 ) -> Result<IndexVerified> {
     let host = (options.host.as_str(), options.now_ms);
-    present(repository, Role::Verify, host, monitor, |session| {
+    present(repository, Role::Verify, &options.cache, host, monitor, |session| {
         let known = bring_up_to_date(session, &options.cache, Scope::All)?;
         let scratch = Scratch::new(&options.cache, session.run)?;
         let findings = Findings::new(monitor);
@@ -121,7 +121,7 @@ pub fn rebuild_index(
     monitor: &dyn Monitor,
 ) -> Result<IndexRebuilt> {
     let host = (options.host.as_str(), options.now_ms);
-    present(repository, Role::Rebuild, host, monitor, |session| {
+    present(repository, Role::Rebuild, &options.cache, host, monitor, |session| {
         let place = repository.storage.describe();
         let index =
             ChunkIndex::create(&options.cache, repository.id, &place).map_err(Error::Index)?;

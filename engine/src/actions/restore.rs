@@ -6,16 +6,16 @@
 //! goes last. Promises: a restore that is killed anywhere is recognised by its marker and can be run again.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::actions::error::{Error, Result};
 use crate::actions::fetch::Locator;
 use crate::actions::fill::Filler;
 use crate::actions::label::{Committed, newest};
 use crate::actions::nodes::{NodeReader, TreeCursor};
-use crate::actions::pipeline::{beside, run_jobs};
+use crate::actions::pipeline::run_jobs;
 use crate::actions::places::{Places, place_links};
-use crate::actions::session::{BEAT_SECONDS, Session, announce};
+use crate::actions::session::{Session, present};
 use crate::actions::stanza::epochs_of;
 use crate::actions::target::{self, MARKER, Marker};
 use crate::actions::unfold::Unfolder;
@@ -105,15 +105,13 @@ pub fn restore(
     monitor.stage(Stage::Prepare, 0, 0);
     epochs_of(repository, &options.stanza)?;
     let (cache, host) = (&options.cache, &options.host);
-    let mut session = announce(repository, Role::Restore, cache, host, options.now_ms)?;
-    let outcome = session.read_gc().and_then(|()| {
-        let session = &session;
-        let mut beats = 1;
-        let beat = move || {
-            beats += 1;
-            session.beat(beats)
-        };
-        beside(Duration::from_secs(BEAT_SECONDS), beat, || {
+    present(
+        repository,
+        Role::Restore,
+        cache,
+        (host, options.now_ms),
+        monitor,
+        |session| {
             let chosen = choose(repository, options)?;
             Restore {
                 repository,
@@ -125,17 +123,8 @@ pub fn restore(
                 begun,
             }
             .run()
-        })
-    });
-    let withdrawn = session.withdraw();
-    let summary = outcome?;
-    if let Err(error) = withdrawn {
-        monitor.problem(&Problem {
-            object: summary.label.clone(),
-            message: format!("announcement stays: {error}"),
-        });
-    }
-    Ok(summary)
+        },
+    )
 }
 
 /// The backup that was asked for.

@@ -72,11 +72,12 @@ pub(super) fn announce<'a>(
 pub(super) fn present<T>(
     repository: &Repository,
     role: Role,
+    cache: &Path,
     (host, now_ms): (&str, i64),
     monitor: &dyn Monitor,
     body: impl FnOnce(&Session<'_>) -> Result<T>,
 ) -> Result<T> {
-    let mut session = announce(repository, role, host, now_ms)?;
+    let mut session = announce(repository, role, cache, host, now_ms)?;
     let outcome = session.read_gc().and_then(|()| {
         let session = &session;
         let mut beats = 1;
