@@ -1,4 +1,5 @@
-//! What the tests share: real servers, storages that record, fail and crash, the project's own source.
+//! What the tests share: real servers, golden repositories, storages that record, fail and crash, the project's own
+//! source.
 //!
 //! Promises: each storage is an ordinary implementation of the engine's trait; the engine itself holds nothing for tests.
 
@@ -11,6 +12,9 @@
 pub mod churn;
 pub mod crashing;
 pub mod faulty;
+pub mod golden;
+pub mod host;
+pub mod pgdata;
 pub mod postgres;
 pub mod process;
 pub mod recording;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::actions::error::{Error, Result};
 use crate::actions::fetch::Locator;
 use crate::actions::fill::Filler;
-use crate::actions::label::{Committed, committed};
+use crate::actions::label::{Committed, newest};
 use crate::actions::nodes::{NodeReader, TreeCursor};
 use crate::actions::pipeline::{beside, run_jobs};
 use crate::actions::places::{Places, place_links};
@@ -24,7 +24,7 @@ use crate::cluster::recovery::{self, Recovery, RecoveryType};
 use crate::monitor::{Counter, Monitor, Problem, Stage, Tally};
 use crate::repository::Repository;
 use crate::repository::run::Role;
-use crate::repository::snapshot::Manifest;
+use crate::repository::snapshot::{self, Manifest};
 use crate::repository::tree::{Content, Entry, EntryKind, FOLLOWED};
 
 /// Requests that are under way at once, at least: what hides a store's latency.
@@ -104,7 +104,8 @@ pub fn restore(
     let begun = Instant::now();
     monitor.stage(Stage::Prepare, 0, 0);
     epochs_of(repository, &options.stanza)?;
-    let mut session = announce(repository, Role::Restore, &options.host, options.now_ms)?;
+    let (cache, host) = (&options.cache, &options.host);
+    let mut session = announce(repository, Role::Restore, cache, host, options.now_ms)?;
     let outcome = session.read_gc().and_then(|()| {
         let session = &session;
         let mut beats = 1;
@@ -139,20 +140,16 @@ pub fn restore(
 
 /// The backup that was asked for.
 fn choose(repository: &Repository, options: &RestoreOptions) -> Result<Committed> {
-    let mut backups = committed(repository, &options.stanza)?;
-    match &options.set {
-        None => backups
-            .pop()
-            .ok_or_else(|| Error::BackupNotFound(format!("stanza {} has none", options.stanza))),
-        Some(label) => {
-            let at = backups
-                .iter()
-                .position(|backup| backup.manifest.label == *label);
-            at.map(|at| backups.swap_remove(at)).ok_or_else(|| {
-                Error::BackupNotFound(format!("stanza {} has no backup {label}", options.stanza))
-            })
-        }
-    }
+    let stanza = &options.stanza;
+    let listed = snapshot::list(repository, stanza).map_err(Error::Repository)?;
+    let wanted = |label: &str| options.set.as_ref().is_none_or(|set| set == label);
+    let found = newest(repository, &listed, wanted, |_| true)?;
+    found.ok_or_else(|| {
+        Error::BackupNotFound(match &options.set {
+            None => format!("stanza {stanza} has none"),
+            Some(label) => format!("stanza {stanza} has no backup {label}"),
+        })
+    })
 }
 
 struct Restore<'a> {
