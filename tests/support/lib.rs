@@ -9,8 +9,10 @@
 )]
 
 pub mod crashing;
+pub mod damage;
 pub mod faulty;
 pub mod postgres;
 pub mod process;
 pub mod recording;
+pub mod small_cluster;
 pub mod source;

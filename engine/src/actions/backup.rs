@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 
 use crate::actions::assemble::{Assembled, Assembler, NodeStore};
 use crate::actions::copy::Copier;
-use crate::actions::error::{Error, Result};
+use crate::actions::error::{Error, Result, with_causes};
 use crate::actions::known::{Known, Scope, bring_up_to_date, unindexed};
-use crate::actions::label::{Chosen, Committed, announce_unique, choose, committed};
+use crate::actions::label::{Chosen, Committed, announce_unique, backups, choose};
 use crate::actions::nodes::NodeReader;
 use crate::actions::online::{BackupMode, Window};
 use crate::actions::packer::Packer;
@@ -36,7 +36,7 @@ use crate::repository::layout::PackClass;
 use crate::repository::snapshot::{self, BackupType, Decision, Manifest, Register, Sums};
 use crate::repository::stanza::Epoch;
 use crate::repository::tree::encode_page_list;
-use crate::repository::{Repository, gc_log, packs};
+use crate::repository::{self, Repository, gc_log, packs};
 
 /// How often the server's session is kept alive.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
@@ -98,14 +98,28 @@ pub fn backup(
     monitor: &dyn Monitor,
 ) -> Result<BackupSummary> {
     let begun = Instant::now();
+    for (key, damage) in repository::config_damage(repository).map_err(Error::Repository)? {
+        let message = format!(
+            "{}: remove it if it is there, then stanza-create writes it again from the other copy",
+            with_causes(&damage)
+        );
+        let object = key.to_string();
+        monitor.problem(&Problem { object, message });
+    }
     let control = control_file::read(&options.pgdata).map_err(Error::Cluster)?;
     let epoch = epoch_of(repository, &options.stanza, &control, &options.pgdata)?;
     let mode = BackupMode::prepare(server, options, &control)?;
     let same = |manifest: &Manifest| {
         manifest.system_id == control.system_id && manifest.version == control.version
     };
-    let existing = committed(repository, &options.stanza)?;
-    let (backup_type, prior, full) = choose(options.backup_type, existing, same);
+    let existing = backups(repository, &options.stanza)?;
+    for unreadable in &existing.unreadable {
+        monitor.problem(&Problem {
+            object: format!("backup {}", unreadable.snapshot.label),
+            message: format!("cannot be restored: {}", with_causes(&unreadable.error)),
+        });
+    }
+    let (backup_type, prior, full) = choose(options.backup_type, existing.committed, same);
     if backup_type != options.backup_type {
         monitor.note("no prior backup exists, the backup will be a full one");
     }
@@ -189,7 +203,7 @@ struct Copied {
     torn_pages: u64,
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
     fn to_commit(
         &self,
         session: &mut Session<'_>,
@@ -198,7 +212,8 @@ impl Run<'_> {
     ) -> Result<Manifest> {
         let repository = session.repository;
         self.monitor.stage(Stage::Prepare, 0, 0);
-        let known = bring_up_to_date(session, &self.options.cache, Scope::All)?;
+        let mut problem = |object, message| self.monitor.problem(&Problem { object, message });
+        let known = bring_up_to_date(session, &self.options.cache, Scope::All, &mut problem)?;
         let session = &*session;
         let packer = Packer::new(session, &known.index, &self.options.stanza, self.tally);
         self.adopt_unindexed(repository, &known, &packer)?;
@@ -289,11 +304,14 @@ impl Run<'_> {
     fn basis<'n>(
         &self,
         repository: &Repository,
-        prior: &Committed,
+        prior: &'n Committed,
         nodes: &'n NodeReader<'n>,
         known: &Known,
         backup_type: BackupType,
-    ) -> Basis<'n> {
+    ) -> Basis<'n>
+    where
+        'a: 'n,
+    {
         let manifest = &prior.manifest;
         let sound = known.suspects.is_empty() && !known.quarantined;
         let same = manifest.timeline == self.control.timeline
@@ -322,6 +340,8 @@ impl Run<'_> {
             root: manifest.root,
             stat,
             start_ms: manifest.start_ms,
+            label: &manifest.label,
+            monitor: self.monitor,
         }
     }
 

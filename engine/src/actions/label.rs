@@ -8,7 +8,7 @@ use crate::actions::error::{Error, Result};
 use crate::actions::session::{Session, announce};
 use crate::repository::run::{self, Role};
 use crate::repository::snapshot::{self, BackupType, Manifest, Register, Snapshot};
-use crate::repository::{Repository, layout};
+use crate::repository::{self, Repository, layout};
 
 /// A newest backup this far ahead of the clock means that the clock is wrong.
 const FAR_AHEAD_MS: i64 = 3_600_000;
@@ -19,24 +19,40 @@ pub(super) struct Committed {
     pub(super) manifest: Manifest,
 }
 
-/// The committed backups of a stanza that are not forgotten, oldest first. One that cannot be read is an error: what is
-/// not known must not be taken for absent.
-pub(super) fn committed(repository: &Repository, stanza: &str) -> Result<Vec<Committed>> {
-    let mut found = Vec::new();
+/// A register that cannot be read.
+pub(super) struct Unreadable {
+    pub(super) snapshot: Snapshot,
+    pub(super) error: repository::Error,
+}
+
+/// The backups of a stanza that are not forgotten, oldest first.
+#[derive(Default)]
+pub(super) struct Backups {
+    pub(super) committed: Vec<Committed>,
+    /// What these say is not known: they must not be taken for absent.
+    pub(super) unreadable: Vec<Unreadable>,
+}
+
+/// Reads the registers of a stanza. One that is damaged does not hide the others.
+pub(super) fn backups(repository: &Repository, stanza: &str) -> Result<Backups> {
+    let mut backups = Backups::default();
     for snapshot in snapshot::list(repository, stanza).map_err(Error::Repository)? {
         if snapshot.forgotten {
             continue;
         }
-        if let Register::Committed(manifest) =
-            snapshot::read(repository, &snapshot).map_err(Error::Repository)?
-        {
-            found.push(Committed {
+        match snapshot::read(repository, &snapshot) {
+            Ok(Register::Committed(manifest)) => backups.committed.push(Committed {
                 snapshot,
                 manifest: *manifest,
-            });
+            }),
+            Ok(Register::Fenced) => {}
+            Err(error @ repository::Error::Record { .. }) => {
+                backups.unreadable.push(Unreadable { snapshot, error });
+            }
+            Err(error) => return Err(Error::Repository(error)),
         }
     }
-    Ok(found)
+    Ok(backups)
 }
 
 /// What a backup will be called, and what it builds on.

@@ -8,10 +8,10 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::actions::error::{Error, Result};
+use crate::actions::error::{Error, Result, with_causes};
 use crate::actions::fetch::Locator;
 use crate::actions::fill::Filler;
-use crate::actions::label::{Committed, committed};
+use crate::actions::label::{Committed, backups, stamp_of};
 use crate::actions::nodes::{NodeReader, TreeCursor};
 use crate::actions::pipeline::{beside, run_jobs};
 use crate::actions::places::{Places, place_links};
@@ -99,9 +99,27 @@ pub fn restore(
 ) -> Result<RestoreSummary> {
     let begun = Instant::now();
     monitor.stage(Stage::Prepare, 0, 0);
-    epochs_of(repository, &options.stanza)?;
+    let problem = |object: &str, message: String| {
+        let object = object.to_owned();
+        monitor.problem(&Problem { object, message });
+    };
+    // All that a restore needs is in the backup itself: a damaged record of the stanza does not stop it.
+    match epochs_of(repository, &options.stanza) {
+        Err(Error::Repository(damage)) if damage.is_damage() => {
+            problem(&options.stanza, with_causes(&damage));
+        }
+        epochs => drop(epochs?),
+    }
     let mut session = announce(repository, Role::Restore, &options.host, options.now_ms)?;
-    let outcome = session.read_gc().and_then(|()| {
+    let read = match session.read_gc() {
+        // Nothing that a kept backup needs was ever swept.
+        Err(Error::Repository(damage)) if damage.is_damage() => {
+            problem("the log of what was removed", with_causes(&damage));
+            Ok(())
+        }
+        read => read,
+    };
+    let outcome = read.and_then(|()| {
         let session = &session;
         let mut beats = 1;
         let beat = move || {
@@ -135,19 +153,30 @@ pub fn restore(
 
 /// The backup that was asked for.
 fn choose(repository: &Repository, options: &RestoreOptions) -> Result<Committed> {
-    let mut backups = committed(repository, &options.stanza)?;
-    match &options.set {
-        None => backups
-            .pop()
-            .ok_or_else(|| Error::BackupNotFound(format!("stanza {} has none", options.stanza))),
-        Some(label) => {
-            let at = backups
-                .iter()
-                .position(|backup| backup.manifest.label == *label);
-            at.map(|at| backups.swap_remove(at)).ok_or_else(|| {
-                Error::BackupNotFound(format!("stanza {} has no backup {label}", options.stanza))
+    let found = backups(repository, &options.stanza)?;
+    let (mut committed, mut unreadable) = (found.committed, found.unreadable);
+    if let Some(label) = &options.set {
+        committed.retain(|backup| backup.manifest.label == *label);
+        unreadable.retain(|backup| backup.snapshot.label == *label);
+    }
+    let (newest, unreadable) = (committed.pop(), unreadable.pop());
+    match (newest, unreadable) {
+        // Which one is the newest must not depend on what can be read.
+        (newest, Some(unreadable))
+            if newest.as_ref().is_none_or(|newest| {
+                stamp_of(&newest.manifest.label) < stamp_of(&unreadable.snapshot.label)
+            }) =>
+        {
+            Err(Error::BackupUnreadable {
+                label: unreadable.snapshot.label,
+                source: unreadable.error,
             })
         }
+        (Some(newest), _) => Ok(newest),
+        (None, _) => Err(Error::BackupNotFound(match &options.set {
+            Some(label) => format!("stanza {} has no backup {label}", options.stanza),
+            None => format!("stanza {} has none", options.stanza),
+        })),
     }
 }
 
@@ -174,13 +203,13 @@ impl Restore<'_> {
         let marker = Marker::of(self.repository.id, manifest);
         let state = target::inspect(&self.options.pgdata, self.options, &marker)?;
         state.notes.iter().for_each(|note| self.monitor.note(note));
-        let locator = Locator::new(self.session, &self.options.cache, &self.options.stanza)?;
+        let mut note = |object, message| self.monitor.problem(&Problem { object, message });
+        let (cache, stanza) = (&self.options.cache, &self.options.stanza);
+        let locator = Locator::new(self.session, cache, stanza, &mut note)?;
         let nodes = NodeReader::new(self.repository, &locator.known.index, &manifest.label)?
             .with_locator(&locator);
-        let survey = survey(&nodes, manifest)?;
-        target::claim(&self.options.pgdata, &marker)?;
+        let survey = survey(&nodes, manifest).map_err(|error| self.named(error, false))?;
         let mut places = Places::new(&self.options.pgdata)?;
-        let mut note = |object, message| self.monitor.problem(&Problem { object, message });
         place_links(
             &mut places,
             &survey.links,
@@ -188,21 +217,20 @@ impl Restore<'_> {
             self.options,
             &mut note,
         )?;
+        // Not before everything that can be refused was: a refused restore leaves the cluster as it was.
+        target::claim(&places, &marker)?;
         self.monitor
             .stage(Stage::Restore, survey.bytes, survey.files);
-        let removed = self.fill(&places, &nodes, &locator)?;
+        let removed = self
+            .fill(&places, &nodes, &locator)
+            .map_err(|error| self.named(error, true))?;
         self.write_label(&places)?;
         self.write_recovery(&places)?;
         self.monitor.stage(Stage::Sync, 0, 0);
         let syncing = Instant::now();
         target::sync(places.paths())?;
         let control = self.control_bytes()?;
-        target::release(
-            &self.options.pgdata,
-            &places,
-            &control,
-            manifest.pg_control_mode,
-        )?;
+        target::release(&places, &control, manifest.pg_control_mode)?;
         Ok(RestoreSummary {
             label: manifest.label.clone(),
             files: survey.files,
@@ -214,6 +242,18 @@ impl Restore<'_> {
             seconds: self.begun.elapsed().as_secs_f64(),
             sync_seconds: syncing.elapsed().as_secs_f64(),
         })
+    }
+
+    /// Damage of the backup, told as what it means.
+    fn named(&self, error: Error, begun: bool) -> Error {
+        if !error.is_damage() {
+            return error;
+        }
+        Error::NotRestorable {
+            label: self.chosen.manifest.label.clone(),
+            begun,
+            source: Box::new(error),
+        }
     }
 
     fn fill(&self, places: &Places, nodes: &NodeReader<'_>, locator: &Locator<'_>) -> Result<u64> {

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use crate::actions::error::{Error, Result};
 use crate::ids::{ChunkId, PackId, RunId};
 use crate::repository::gc_log::{self, GcState};
+use crate::repository::quarantine::Finding;
 use crate::repository::run::{self, Announcement, Role};
 use crate::repository::{Repository, quarantine};
 
@@ -22,6 +23,10 @@ pub(super) struct Session<'a> {
     pub(super) role: Role,
     /// The run's id.
     pub(super) run: RunId,
+    /// This host's name.
+    host: String,
+    /// When it began, in milliseconds since 1970.
+    now_ms: i64,
     /// The gc log as it was read after the announcement.
     pub(super) gc: GcState,
 }
@@ -46,6 +51,8 @@ pub(super) fn announce<'a>(
         repository,
         role,
         run,
+        host: host.to_owned(),
+        now_ms,
         gc: GcState::default(),
     })
 }
@@ -61,6 +68,17 @@ impl Session<'_> {
     /// Packs whose chunks must not be used any more.
     pub(super) fn unusable(&self) -> BTreeSet<PackId> {
         self.gc.condemned.union(&self.gc.dead).copied().collect()
+    }
+
+    /// Notes for all who come later that a copy was read twice and is damaged: the next backup that has the chunk stores
+    /// it again. It is a help, not a duty: who may not write to the repository restores all the same.
+    pub(super) fn quarantine(&self, chunk: ChunkId, pack: PackId, reason: &str) {
+        let finding = Finding {
+            found_ms: self.now_ms,
+            host: self.host.clone(),
+            reason: reason.to_owned(),
+        };
+        drop(quarantine::put(self.repository, chunk, pack, &finding));
     }
 
     /// Copies of chunks that were found damaged.
