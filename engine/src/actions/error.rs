@@ -158,6 +158,8 @@ pub enum Error {
         found_version: u32,
         /// Where.
         pgdata: PathBuf,
+        /// Whether it was about its WAL, not about a backup.
+        archiving: bool,
     },
     /// A WAL file whose header is not of this cluster.
     #[error("{path} is not WAL of this cluster: {found}")]
@@ -219,7 +221,7 @@ pub enum Error {
     /// The server archives with another command.
     #[error("archive_command must call pgcairn archive-push, it is {0:?}")]
     ArchiveCommand(String),
-    /// wal_level is too low for an online backup.
+    /// `wal_level` is too low for an online backup.
     #[error("wal_level must be replica or logical, it is {0:?}")]
     WalLevel(String),
     /// A server runs in the directory.
@@ -438,8 +440,11 @@ impl Error {
             Error::Local { .. } | Error::WriteFile { .. } => ErrorKind::FileWrite,
             Error::ReadFile { .. } => ErrorKind::FileRead,
             Error::StanzaMissing { .. } => ErrorKind::StanzaMissing,
+            Error::ForeignCluster {
+                archiving: true, ..
+            }
+            | Error::ForeignWal { .. } => ErrorKind::ArchiveMismatch,
             Error::ForeignCluster { .. } => ErrorKind::StanzaMismatch,
-            Error::ForeignWal { .. } => ErrorKind::ArchiveMismatch,
             Error::WalDuplicate { .. } => ErrorKind::WalDuplicate,
             Error::WalHole { .. } => ErrorKind::FileMissing,
             Error::ArchiveTimeout { .. } => ErrorKind::ArchiveTimeout,

@@ -90,7 +90,7 @@ fn of_stanza(
         .into_iter()
         .map(|unreadable| UnreadableBackup {
             reason: with_causes(&unreadable.error),
-            label: unreadable.snapshot.label,
+            label: unreadable.label,
         });
     let committed = found.committed.into_iter().map(|backup| backup.manifest);
     let decided = snapshot::list(repository, &name).map_err(Error::Repository)?;

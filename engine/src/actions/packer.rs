@@ -22,8 +22,8 @@ use crate::repository::segment::{self, Fact, IndexSegment, PackFacts};
 use crate::repository::{Repository, packs};
 
 /// A segment is written when so many packs wait for one, or when the oldest has waited so long.
-const PACKS_PER_SEGMENT: usize = 64;
-const SEGMENT_AGE: Duration = Duration::from_secs(60);
+pub(super) const PACKS_PER_SEGMENT: usize = 64;
+const SEGMENT_AGE: Duration = Duration::from_mins(1);
 
 /// A full pack on its way to the repository.
 pub(super) struct Full {
@@ -33,7 +33,7 @@ pub(super) struct Full {
 
 /// What becomes of a chunk that was offered.
 pub(super) struct Offered {
-    /// Bytes it takes in the repository; 0 while another thread is at it.
+    /// Bytes it takes in the repository.
     pub(super) stored_bytes: u32,
     /// It was not there before.
     pub(super) new: bool,
@@ -97,23 +97,35 @@ impl<'a> Packer<'a> {
         id: ChunkId,
         raw: &[u8],
     ) -> std::result::Result<Offered, OfferError> {
-        if let Claim::Taken { stored_bytes } = self.claims.claim(&id) {
+        let claim = self.claims.claim(&id);
+        if let Claim::Taken { stored_bytes } = claim
+            && stored_bytes > 0
+        {
             return Ok(Offered {
                 stored_bytes,
                 new: false,
             });
         }
-        let sealed = sealer
+        let packed = sealer
             .seal(namer, kind, id, raw)
             .map_err(OfferError::Pack)?;
-        let stored_bytes = u32::try_from(sealed.payload.len()).unwrap_or(u32::MAX);
+        let stored_bytes = u32::try_from(packed.payload.len()).unwrap_or(u32::MAX);
+        if claim != Claim::New {
+            // Another thread is compressing the same chunk just now. Its length goes into the tree, which must not depend
+            // on who came first.
+            return Ok(Offered {
+                stored_bytes,
+                new: false,
+            });
+        }
+        self.claims.fulfil(&id, stored_bytes);
         let (class, open, target) = match kind {
             BlobKind::Node => (PackClass::Meta, &self.meta, META_PACK_TARGET),
             BlobKind::Data | BlobKind::Wal => (PackClass::Data, &self.data, DATA_PACK_TARGET),
         };
         let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(writer) =
-            open.take_if(|writer| writer.body_bytes() + sealed.payload.len() > target)
+            open.take_if(|writer| writer.body_bytes() + packed.payload.len() > target)
         {
             self.hand_over(Full { class, writer })
                 .map_err(OfferError::Run)?;
@@ -122,9 +134,8 @@ impl<'a> Packer<'a> {
             Some(buffer) => PackWriter::with_buffer(buffer),
             None => PackWriter::new(target),
         });
-        writer.push(&sealed).map_err(OfferError::Pack)?;
+        writer.push(&packed).map_err(OfferError::Pack)?;
         drop(open);
-        self.claims.fulfil(&id, stored_bytes);
         Ok(Offered {
             stored_bytes,
             new: true,

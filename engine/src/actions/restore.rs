@@ -1,21 +1,21 @@
 //! Restoring a backup: into an empty directory, or over one that is partly right (delta).
 //!
 //! The story: choose the backup; look at the target and refuse what is live, foreign or not ours; announce; survey the
-//! tree; put down the marker, then remove `global/pg_control`, so that nothing startable is left; make the tree and fill
-//! it (`unfold.rs`, `fill.rs`); label, recovery settings; make all of it durable; pg_control under its name; the marker
+//! tree and place its links; put down the marker, then remove `global/pg_control`, so that nothing startable is left;
+//! make the tree and fill it (`unfold.rs`, `fill.rs`); label, recovery settings; make all of it durable; `pg_control` under its name; the marker
 //! goes last. Promises: a restore that is killed anywhere is recognised by its marker and can be run again.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::actions::error::{Error, Result, with_causes};
 use crate::actions::fetch::Locator;
 use crate::actions::fill::Filler;
-use crate::actions::label::{Committed, backups, stamp_of};
+use crate::actions::label::{Committed, newest};
 use crate::actions::nodes::{NodeReader, TreeCursor};
-use crate::actions::pipeline::{beside, run_jobs};
+use crate::actions::pipeline::run_jobs;
 use crate::actions::places::{Places, place_links};
-use crate::actions::session::{BEAT_SECONDS, Session, announce};
+use crate::actions::session::{Session, present};
 use crate::actions::stanza::epochs_of;
 use crate::actions::target::{self, MARKER, Marker};
 use crate::actions::unfold::Unfolder;
@@ -24,7 +24,7 @@ use crate::cluster::recovery::{self, Recovery, RecoveryType};
 use crate::monitor::{Counter, Monitor, Problem, Stage, Tally};
 use crate::repository::Repository;
 use crate::repository::run::Role;
-use crate::repository::snapshot::Manifest;
+use crate::repository::snapshot::{self, Manifest};
 use crate::repository::tree::{Content, Entry, EntryKind, FOLLOWED};
 
 /// Requests that are under way at once, at least: what hides a store's latency.
@@ -32,6 +32,10 @@ const LEAST_THREADS: usize = 2;
 
 /// What a restore is asked to do.
 #[derive(Debug, Clone)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a switch of the command"
+)]
 pub struct RestoreOptions {
     /// The stanza.
     pub stanza: String,
@@ -99,34 +103,22 @@ pub fn restore(
 ) -> Result<RestoreSummary> {
     let begun = Instant::now();
     monitor.stage(Stage::Prepare, 0, 0);
-    let problem = |object: &str, message: String| {
-        let object = object.to_owned();
-        monitor.problem(&Problem { object, message });
-    };
     // All that a restore needs is in the backup itself: a damaged record of the stanza does not stop it.
     match epochs_of(repository, &options.stanza) {
-        Err(Error::Repository(damage)) if damage.is_damage() => {
-            problem(&options.stanza, with_causes(&damage));
-        }
+        Err(Error::Repository(damage)) if damage.is_damage() => monitor.problem(&Problem {
+            object: format!("stanza {}", options.stanza),
+            message: with_causes(&damage),
+        }),
         epochs => drop(epochs?),
     }
-    let mut session = announce(repository, Role::Restore, &options.host, options.now_ms)?;
-    let read = match session.read_gc() {
-        // Nothing that a kept backup needs was ever swept.
-        Err(Error::Repository(damage)) if damage.is_damage() => {
-            problem("the log of what was removed", with_causes(&damage));
-            Ok(())
-        }
-        read => read,
-    };
-    let outcome = read.and_then(|()| {
-        let session = &session;
-        let mut beats = 1;
-        let beat = move || {
-            beats += 1;
-            session.beat(beats)
-        };
-        beside(Duration::from_secs(BEAT_SECONDS), beat, || {
+    let (cache, host) = (&options.cache, &options.host);
+    present(
+        repository,
+        Role::Restore,
+        cache,
+        (host, options.now_ms),
+        monitor,
+        |session| {
             let chosen = choose(repository, options)?;
             Restore {
                 repository,
@@ -138,46 +130,23 @@ pub fn restore(
                 begun,
             }
             .run()
-        })
-    });
-    let withdrawn = session.withdraw();
-    let summary = outcome?;
-    if let Err(error) = withdrawn {
-        monitor.problem(&Problem {
-            object: summary.label.clone(),
-            message: format!("announcement stays: {error}"),
-        });
-    }
-    Ok(summary)
+        },
+    )
 }
 
 /// The backup that was asked for.
 fn choose(repository: &Repository, options: &RestoreOptions) -> Result<Committed> {
-    let found = backups(repository, &options.stanza)?;
-    let (mut committed, mut unreadable) = (found.committed, found.unreadable);
-    if let Some(label) = &options.set {
-        committed.retain(|backup| backup.manifest.label == *label);
-        unreadable.retain(|backup| backup.snapshot.label == *label);
-    }
-    let (newest, unreadable) = (committed.pop(), unreadable.pop());
-    match (newest, unreadable) {
-        // Which one is the newest must not depend on what can be read.
-        (newest, Some(unreadable))
-            if newest.as_ref().is_none_or(|newest| {
-                stamp_of(&newest.manifest.label) < stamp_of(&unreadable.snapshot.label)
-            }) =>
-        {
-            Err(Error::BackupUnreadable {
-                label: unreadable.snapshot.label,
-                source: unreadable.error,
-            })
-        }
-        (Some(newest), _) => Ok(newest),
-        (None, _) => Err(Error::BackupNotFound(match &options.set {
-            Some(label) => format!("stanza {} has no backup {label}", options.stanza),
-            None => format!("stanza {} has none", options.stanza),
-        })),
-    }
+    let stanza = &options.stanza;
+    let listed = snapshot::list(repository, stanza).map_err(Error::Repository)?;
+    let wanted = |label: &str| options.set.as_ref().is_none_or(|set| set == label);
+    // Which backup is the newest must not depend on what can be read.
+    let found = newest(repository, &listed, wanted, |_| true, Err)?;
+    found.ok_or_else(|| {
+        Error::BackupNotFound(match &options.set {
+            None => format!("stanza {stanza} has none"),
+            Some(label) => format!("stanza {stanza} has no backup {label}"),
+        })
+    })
 }
 
 struct Restore<'a> {
@@ -217,7 +186,7 @@ impl Restore<'_> {
             self.options,
             &mut note,
         )?;
-        // Not before everything that can be refused was: a refused restore leaves the cluster as it was.
+        // Nothing is refused from here on.
         target::claim(&places, &marker)?;
         self.monitor
             .stage(Stage::Restore, survey.bytes, survey.files);

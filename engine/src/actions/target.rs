@@ -202,7 +202,7 @@ pub(super) fn sync<'a>(paths: impl Iterator<Item = &'a Path>) -> Result<()> {
     Ok(())
 }
 
-/// Writes pg_control, gives it its name, and removes the marker: from here on the cluster can be started.
+/// Writes `pg_control`, gives it its name, and removes the marker: from here on the cluster can be started.
 pub(super) fn release(places: &Places, control: &[u8], mode: u32) -> Result<()> {
     let (temporary, folder) = (places.resolve(CONTROL_TEMPORARY), places.resolve(GLOBAL));
     write_file(temporary.root, &temporary.relative, control, mode)?;

@@ -13,7 +13,7 @@ use crate::actions::error::{Error, Result};
 use crate::actions::fill::{Job, Slot, Target};
 use crate::actions::nodes::{NodeReader, TreeCursor};
 use crate::actions::pipeline::Outlet;
-use crate::actions::places::Places;
+use crate::actions::places::{Places, Resolved};
 use crate::cluster::owner::{self, Owners};
 use crate::cluster::root::{Access, Kind};
 use crate::ids::{ChunkId, Extent};
@@ -120,26 +120,22 @@ impl<'a> Unfolder<'a> {
         Ok(())
     }
 
-    /// Removes what the listing has before `path`; answers whether the listing has `path`.
-    fn passed(&mut self, path: &[u8]) -> Result<bool> {
+    /// Removes what the listing has before `path`, and passes `path` itself.
+    fn passed(&mut self, path: &[u8]) -> Result<()> {
         let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or(path);
         let mut strays = Vec::new();
-        let mut found = false;
         let Some(open) = self.open.last_mut() else {
-            return Ok(false);
+            return Ok(());
         };
         while let Some(next) = open.names.pop_if(|next| next.as_slice() <= name) {
-            if next == name {
-                found = true;
-            } else {
+            if next != name {
                 strays.push(next);
             }
         }
         let folder = open.path.clone();
         strays
             .into_iter()
-            .try_for_each(|stray| self.remove_stray(&folder, &stray))?;
-        Ok(found)
+            .try_for_each(|stray| self.remove_stray(&folder, &stray))
     }
 
     fn remove_stray(&mut self, folder: &[u8], name: &[u8]) -> Result<()> {
@@ -181,16 +177,13 @@ impl<'a> Unfolder<'a> {
     }
 
     fn directory(&mut self, entry: &Entry) -> Result<()> {
-        let exists = entry.path.is_empty() || self.passed(&entry.path)?;
+        self.passed(&entry.path)?;
         if let Some(target) = self.places.link_target(&entry.path) {
             use std::os::unix::ffi::OsStrExt;
             self.link(entry, &entry.path, target.as_os_str().as_bytes())?;
         }
         let at = self.places.resolve(&entry.path);
-        if !at.relative.is_empty()
-            && !(exists && self.make_room(&entry.path, Kind::Directory, true)?)
-        {
-            self.make_room(&entry.path, Kind::Directory, true)?;
+        if !at.relative.is_empty() && !self.make_room(&entry.path, Kind::Directory, true)? {
             at.root
                 .create_dir(&at.relative, 0o700)
                 .map_err(Error::Cluster)?;
@@ -220,37 +213,47 @@ impl<'a> Unfolder<'a> {
         }
         at.root
             .symlink(target, &at.relative)
-            .map_err(Error::Cluster)
+            .map_err(Error::Cluster)?;
+        self.ownership(entry, &at)
     }
 
     /// Sets mode and, when run by root, owner of what stands at the entry's place.
     fn attributes(&mut self, entry: &Entry) -> Result<()> {
         let at = self.places.resolve(&entry.path);
-        if owner::is_root() {
-            let user = match &entry.owner {
-                Owner::Name(name) => self.owners.user_number(name),
-                Owner::Number(number) => Some(*number),
-            };
-            let group = match &entry.group {
-                Owner::Name(name) => self.owners.group_number(name),
-                Owner::Number(number) => Some(*number),
-            };
-            if let (Some(user), Some(group)) = (user, group) {
-                at.root
-                    .chown(&at.relative, user, group)
-                    .map_err(Error::Cluster)?;
-            } else if !std::mem::replace(&mut self.unknown_owner, true) {
-                let message =
-                    "its owner or group does not exist on this host; such files belong to root now";
-                self.monitor.problem(&Problem {
-                    object: at.absolute.display().to_string(),
-                    message: message.to_owned(),
-                });
-            }
-        }
+        self.ownership(entry, &at)?;
         at.root
             .chmod(&at.relative, entry.mode)
             .map_err(Error::Cluster)
+    }
+
+    /// When run by root, gives what stands at a place, links themselves included, to the entry's owner.
+    fn ownership(&mut self, entry: &Entry, at: &Resolved<'_>) -> Result<()> {
+        if !owner::is_root() {
+            return Ok(());
+        }
+        let user = match &entry.owner {
+            Owner::Name(name) => self.owners.user_number(name),
+            Owner::Number(number) => Some(*number),
+        };
+        let group = match &entry.group {
+            Owner::Name(name) => self.owners.group_number(name),
+            Owner::Number(number) => Some(*number),
+        };
+        if let (Some(user), Some(group)) = (user, group) {
+            return at
+                .root
+                .chown(&at.relative, user, group)
+                .map_err(Error::Cluster);
+        }
+        if !std::mem::replace(&mut self.unknown_owner, true) {
+            let message =
+                "its owner or group does not exist on this host; such files belong to root now";
+            self.monitor.problem(&Problem {
+                object: at.absolute.display().to_string(),
+                message: message.to_owned(),
+            });
+        }
+        Ok(())
     }
 
     fn file(&mut self, entry: Entry, jobs: &Outlet<Job>) -> Result<()> {
