@@ -11,6 +11,7 @@
 
 pub mod churn;
 pub mod crashing;
+pub mod damage;
 pub mod faulty;
 pub mod golden;
 pub mod host;
@@ -18,6 +19,7 @@ pub mod pgdata;
 pub mod postgres;
 pub mod process;
 pub mod recording;
+pub mod small_cluster;
 pub mod source;
 pub mod stanza;
 pub mod tree;
