@@ -9,10 +9,17 @@
     reason = "what goes wrong here fails the test that called it"
 )]
 
+pub mod churn;
 pub mod crashing;
+pub mod damage;
 pub mod faulty;
 pub mod golden;
+pub mod host;
+pub mod pgdata;
 pub mod postgres;
 pub mod process;
 pub mod recording;
+pub mod small_cluster;
 pub mod source;
+pub mod stanza;
+pub mod tree;

@@ -5,6 +5,7 @@
 //! Promises: nothing outside the places of the restore is touched; memory is one listing for each level.
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,7 +13,7 @@ use crate::actions::error::{Error, Result};
 use crate::actions::fill::{Job, Slot, Target};
 use crate::actions::nodes::{NodeReader, TreeCursor};
 use crate::actions::pipeline::Outlet;
-use crate::actions::places::Places;
+use crate::actions::places::{Places, Resolved};
 use crate::cluster::owner::{self, Owners};
 use crate::cluster::root::{Access, Kind};
 use crate::ids::{ChunkId, Extent};
@@ -160,7 +161,13 @@ impl<'a> Unfolder<'a> {
         };
         match at.root.stat(&at.relative).map_err(Error::Cluster)? {
             None => Ok(false),
-            Some(found) if found.kind == kind => Ok(true),
+            Some(found) if found.kind == kind => {
+                // Its owner may have taken the right to write it from himself.
+                if kind == Kind::File && found.mode & 0o600 != 0o600 {
+                    at.root.chmod(&at.relative, 0o600).map_err(Error::Cluster)?;
+                }
+                Ok(true)
+            }
             Some(_) => at
                 .root
                 .remove(&at.relative)
@@ -206,37 +213,47 @@ impl<'a> Unfolder<'a> {
         }
         at.root
             .symlink(target, &at.relative)
-            .map_err(Error::Cluster)
+            .map_err(Error::Cluster)?;
+        self.ownership(entry, &at)
     }
 
     /// Sets mode and, when run by root, owner of what stands at the entry's place.
     fn attributes(&mut self, entry: &Entry) -> Result<()> {
         let at = self.places.resolve(&entry.path);
-        if owner::is_root() {
-            let user = match &entry.owner {
-                Owner::Name(name) => self.owners.user_number(name),
-                Owner::Number(number) => Some(*number),
-            };
-            let group = match &entry.group {
-                Owner::Name(name) => self.owners.group_number(name),
-                Owner::Number(number) => Some(*number),
-            };
-            if let (Some(user), Some(group)) = (user, group) {
-                at.root
-                    .chown(&at.relative, user, group)
-                    .map_err(Error::Cluster)?;
-            } else if !std::mem::replace(&mut self.unknown_owner, true) {
-                let message =
-                    "its owner or group does not exist on this host; such files belong to root now";
-                self.monitor.problem(&Problem {
-                    object: at.absolute.display().to_string(),
-                    message: message.to_owned(),
-                });
-            }
-        }
+        self.ownership(entry, &at)?;
         at.root
             .chmod(&at.relative, entry.mode)
             .map_err(Error::Cluster)
+    }
+
+    /// When run by root, gives what stands at a place, links themselves included, to the entry's owner.
+    fn ownership(&mut self, entry: &Entry, at: &Resolved<'_>) -> Result<()> {
+        if !owner::is_root() {
+            return Ok(());
+        }
+        let user = match &entry.owner {
+            Owner::Name(name) => self.owners.user_number(name),
+            Owner::Number(number) => Some(*number),
+        };
+        let group = match &entry.group {
+            Owner::Name(name) => self.owners.group_number(name),
+            Owner::Number(number) => Some(*number),
+        };
+        if let (Some(user), Some(group)) = (user, group) {
+            return at
+                .root
+                .chown(&at.relative, user, group)
+                .map_err(Error::Cluster);
+        }
+        if !std::mem::replace(&mut self.unknown_owner, true) {
+            let message =
+                "its owner or group does not exist on this host; such files belong to root now";
+            self.monitor.problem(&Problem {
+                object: at.absolute.display().to_string(),
+                message: message.to_owned(),
+            });
+        }
+        Ok(())
     }
 
     fn file(&mut self, entry: Entry, jobs: &Outlet<Job>) -> Result<()> {
@@ -251,10 +268,13 @@ impl<'a> Unfolder<'a> {
             path: at.absolute.clone(),
             source,
         };
-        let file: File = at
-            .root
-            .open_file(&at.relative, Access::Create)
-            .map_err(Error::Cluster)?;
+        let open = || at.root.open_file(&at.relative, Access::Create);
+        let mut file: File = open().map_err(Error::Cluster)?;
+        // Under its other names it may belong to another cluster (`pg_upgrade --link`, `cp -l`): that one stays as it is.
+        if file.metadata().map_err(failed)?.nlink() > 1 {
+            at.root.remove(&at.relative).map_err(Error::Cluster)?;
+            file = open().map_err(Error::Cluster)?;
+        }
         let length = file.metadata().map_err(failed)?.len();
         if length != entry.bytes {
             file.set_len(entry.bytes).map_err(failed)?;
