@@ -15,4 +15,5 @@ pub mod pgdata;
 pub mod postgres;
 pub mod process;
 pub mod recording;
+pub mod server;
 pub mod source;

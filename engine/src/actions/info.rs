@@ -73,11 +73,11 @@ fn of_stanza(
             wal_max,
         });
     }
-    let backups = committed(repository, &name)?
+    let decided = snapshot::list(repository, &name).map_err(Error::Repository)?;
+    let backups = committed(repository, &decided)?
         .into_iter()
         .map(|backup| backup.manifest)
         .collect();
-    let decided = snapshot::list(repository, &name).map_err(Error::Repository)?;
     let running = running(repository, &name)?;
     let undecided = running
         .iter()

@@ -20,11 +20,10 @@ pub(super) struct Committed {
     pub(super) manifest: Manifest,
 }
 
-/// The committed backups of a stanza that are not forgotten, oldest first. One that cannot be read is an error: what is
-/// not known must not be taken for absent.
-pub(super) fn committed(repository: &Repository, stanza: &str) -> Result<Vec<Committed>> {
-    let listed = snapshot::list(repository, stanza).map_err(Error::Repository)?;
-    let read = |snapshot: &Snapshot| read_committed(repository, snapshot).transpose();
+/// The committed backups that are not forgotten, of those listed. One that cannot be read is an error: what is not known
+/// must not be taken for absent.
+pub(super) fn committed(repository: &Repository, listed: &[Snapshot]) -> Result<Vec<Committed>> {
+    let read = |snapshot| read_committed(repository, snapshot).transpose();
     listed.iter().filter_map(read).collect()
 }
 

@@ -173,7 +173,8 @@ impl Restore<'_> {
     fn run(&self) -> Result<RestoreSummary> {
         let manifest = &self.chosen.manifest;
         let marker = Marker::of(self.repository.id, manifest);
-        let state = target::inspect(&self.options.pgdata, self.options, &marker)?;
+        let control = self.control_bytes()?;
+        let state = target::inspect(&self.options.pgdata, self.options, &marker, &control)?;
         state.notes.iter().for_each(|note| self.monitor.note(note));
         let locator = Locator::new(self.session, &self.options.cache, &self.options.stanza)?;
         let nodes = NodeReader::new(self.repository, &locator.known.index, &manifest.label)?
@@ -197,7 +198,6 @@ impl Restore<'_> {
         self.monitor.stage(Stage::Sync, 0, 0);
         let syncing = Instant::now();
         target::sync(places.paths())?;
-        let control = self.control_bytes()?;
         target::release(
             &self.options.pgdata,
             &places,

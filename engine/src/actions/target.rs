@@ -1,9 +1,10 @@
 //! The directory that is restored into: looked at before anything is touched, claimed by a marker, released at the end.
 //!
 //! Promises: a live cluster, a foreign one, and a directory that is no cluster are refused before anything is written;
-//! from the claim to the release there is no `global/pg_control`, so nothing starts by accident.
+//! from the claim to the release there is no `global/pg_control`, so nothing starts by accident; a marker that outlived
+//! its restore gives no leave to write over a cluster that was used since.
 
-use std::fs::{self, File};
+use std::fs::{self, DirEntry, File};
 use std::io::{ErrorKind as IoKind, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,8 @@ use crate::repository::snapshot::Manifest;
 pub(super) const MARKER: &[u8] = b"pgcairn.restore";
 /// The marker, for paths.
 const MARKER_FILE: &str = "pgcairn.restore";
+/// What the marker is called until it is complete.
+const MARKER_TEMPORARY: &str = "pgcairn.restore.tmp";
 /// What `pg_control` is called until it is complete.
 const CONTROL_TEMPORARY: &[u8] = b"global/pg_control.pgcairn.tmp";
 
@@ -76,14 +79,20 @@ pub(super) struct State {
     pub(super) notes: Vec<String>,
 }
 
-/// Looks at the target and refuses what must not be written over; makes the directory if it is not there.
-pub(super) fn inspect(pgdata: &Path, options: &RestoreOptions, marker: &Marker) -> Result<State> {
+/// Looks at the target and refuses what must not be written over; makes the directory if it is not there. `control` is
+/// what `global/pg_control` will be.
+pub(super) fn inspect(
+    pgdata: &Path,
+    options: &RestoreOptions,
+    marker: &Marker,
+    control: &[u8],
+) -> Result<State> {
     let failed = |source| Error::WriteFile {
         path: pgdata.to_owned(),
         source,
     };
     let mut notes = Vec::new();
-    let mut listing = match fs::read_dir(pgdata) {
+    let listing = match fs::read_dir(pgdata) {
         Ok(listing) => listing,
         Err(error) if error.kind() == IoKind::NotFound && !pgdata.is_symlink() => {
             fs::create_dir(pgdata).map_err(failed)?;
@@ -96,7 +105,9 @@ pub(super) fn inspect(pgdata: &Path, options: &RestoreOptions, marker: &Marker) 
         Err(error) => return Err(failed(error)),
     };
     refuse_running(pgdata).map_err(Error::Cluster)?;
-    if listing.next().is_none() {
+    // A restore that was killed before its marker was in place has done nothing else.
+    let counts = |entry: &DirEntry| entry.file_name() != MARKER_TEMPORARY;
+    if listing.flatten().filter(counts).next().is_none() {
         return Ok(State { notes });
     }
     let foreign = |found: String| Error::TargetForeign {
@@ -104,7 +115,7 @@ pub(super) fn inspect(pgdata: &Path, options: &RestoreOptions, marker: &Marker) 
         found,
         expected: format!("system id {}", marker.system_id),
     };
-    if let Some(found) = read_marker(pgdata)? {
+    if let Some(found) = read_marker(pgdata)?.filter(|_| !was_used(pgdata, control)) {
         if found.system_id != marker.system_id && !options.force {
             return Err(foreign(format!(
                 "an interrupted restore of system id {}",
@@ -139,6 +150,12 @@ pub(super) fn inspect(pgdata: &Path, options: &RestoreOptions, marker: &Marker) 
     Ok(State { notes })
 }
 
+/// Whether the directory has a control file that this restore would not write. Beside a marker: the restore was killed
+/// when it was done but for the marker, and a server has run there since; or it was killed before it had begun.
+fn was_used(pgdata: &Path, control: &[u8]) -> bool {
+    fs::read(pgdata.join(control_file::PATH)).is_ok_and(|found| found != control)
+}
+
 fn read_marker(pgdata: &Path) -> Result<Option<Marker>> {
     let path = pgdata.join(MARKER_FILE);
     let mut text = String::new();
@@ -152,7 +169,7 @@ fn read_marker(pgdata: &Path) -> Result<Option<Marker>> {
 /// Puts the marker down, durably, and then takes `global/pg_control` away, durably.
 pub(super) fn claim(pgdata: &Path, marker: &Marker) -> Result<()> {
     let path = pgdata.join(MARKER_FILE);
-    let temporary = pgdata.join("pgcairn.restore.tmp");
+    let temporary = pgdata.join(MARKER_TEMPORARY);
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |source| Error::WriteFile { path, source }
