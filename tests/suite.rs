@@ -2,8 +2,14 @@
 
 mod calls;
 mod crash;
+mod formats;
 mod harness;
+mod index_tools;
 mod kill;
 mod layering;
+mod postgres;
+mod postgres_files;
+mod postgres_refusals;
+mod postgres_reuse;
 mod storage;
 mod tidy;

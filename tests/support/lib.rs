@@ -1,4 +1,5 @@
-//! What the tests share: real servers, storages that record, fail and crash, the project's own source.
+//! What the tests share: real servers, golden repositories, storages that record, fail and crash, the project's own
+//! source.
 //!
 //! Promises: each storage is an ordinary implementation of the engine's trait; the engine itself holds nothing for tests.
 
@@ -8,8 +9,10 @@
     reason = "what goes wrong here fails the test that called it"
 )]
 
+pub mod churn;
 pub mod crashing;
 pub mod faulty;
+pub mod golden;
 pub mod host;
 pub mod pgdata;
 pub mod postgres;
@@ -17,3 +20,5 @@ pub mod process;
 pub mod recording;
 pub mod server;
 pub mod source;
+pub mod stanza;
+pub mod tree;

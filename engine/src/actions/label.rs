@@ -6,7 +6,7 @@
 
 use crate::actions::backup::BackupOptions;
 use crate::actions::error::{Error, Result};
-use crate::actions::session::{Session, announce};
+use crate::actions::session::{Here, Session, announce};
 use crate::repository::run::{self, Role};
 use crate::repository::snapshot::{self, BackupType, Manifest, Register, Snapshot};
 use crate::repository::{Repository, layout};
@@ -121,6 +121,11 @@ pub(super) fn announce_unique<'a>(
     full: Option<&str>,
 ) -> Result<(String, Session<'a>)> {
     let (stamp, stanza) = (options.stamp, &options.stanza);
+    let here = Here {
+        cache: &options.cache,
+        host: &options.host,
+        now_ms: options.now_ms,
+    };
     let mut at_ms = options.now_ms;
     let stamps = listed.iter().map(|snapshot| stamp_of(&snapshot.label));
     if let Some(newest) = stamps.max() {
@@ -138,8 +143,7 @@ pub(super) fn announce_unique<'a>(
             stanza: stanza.clone(),
             label: label.clone(),
         };
-        let (cache, host) = (&options.cache, &options.host);
-        let session = announce(repository, role, cache, host, options.now_ms)?;
+        let session = announce(repository, role, here)?;
         // Nothing was decided or built on yet, so the announcement can be taken back whatever the answer.
         match is_taken(repository, stanza, &stamp(at_ms), &session) {
             Ok(false) => return Ok((label, session)),

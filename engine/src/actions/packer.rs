@@ -22,7 +22,7 @@ use crate::repository::segment::{self, Fact, IndexSegment, PackFacts};
 use crate::repository::{Repository, packs};
 
 /// A segment is written when so many packs wait for one, or when the oldest has waited so long.
-const PACKS_PER_SEGMENT: usize = 64;
+pub(super) const PACKS_PER_SEGMENT: usize = 64;
 const SEGMENT_AGE: Duration = Duration::from_mins(1);
 
 /// A full pack on its way to the repository.

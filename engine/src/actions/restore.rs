@@ -1,21 +1,21 @@
 //! Restoring a backup: into an empty directory, or over one that is partly right (delta).
 //!
 //! The story: choose the backup; look at the target and refuse what is live, foreign or not ours; announce; survey the
-//! tree; put down the marker, then remove `global/pg_control`, so that nothing startable is left; make the tree and fill
-//! it (`unfold.rs`, `fill.rs`); label, recovery settings; make all of it durable; `pg_control` under its name; the marker
+//! tree and place its links; put down the marker, then remove `global/pg_control`, so that nothing startable is left;
+//! make the tree and fill it (`unfold.rs`, `fill.rs`); label, recovery settings; make all of it durable; `pg_control` under its name; the marker
 //! goes last. Promises: a restore that is killed anywhere is recognised by its marker and can be run again.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::actions::error::{Error, Result};
 use crate::actions::fetch::Locator;
 use crate::actions::fill::Filler;
 use crate::actions::label::{Committed, newest};
 use crate::actions::nodes::{NodeReader, TreeCursor};
-use crate::actions::pipeline::{beside, run_jobs};
+use crate::actions::pipeline::run_jobs;
 use crate::actions::places::{Places, place_links};
-use crate::actions::session::{BEAT_SECONDS, Session, announce};
+use crate::actions::session::{Here, Session, present};
 use crate::actions::stanza::epochs_of;
 use crate::actions::target::{self, MARKER, Marker};
 use crate::actions::unfold::Unfolder;
@@ -104,38 +104,24 @@ pub fn restore(
     let begun = Instant::now();
     monitor.stage(Stage::Prepare, 0, 0);
     epochs_of(repository, &options.stanza)?;
-    let (cache, host) = (&options.cache, &options.host);
-    let mut session = announce(repository, Role::Restore, cache, host, options.now_ms)?;
-    let outcome = session.read_gc().and_then(|()| {
-        let session = &session;
-        let mut beats = 1;
-        let beat = move || {
-            beats += 1;
-            session.beat(beats)
-        };
-        beside(Duration::from_secs(BEAT_SECONDS), beat, || {
-            let chosen = choose(repository, options)?;
-            Restore {
-                repository,
-                session,
-                options,
-                chosen: &chosen,
-                tally,
-                monitor,
-                begun,
-            }
-            .run()
-        })
-    });
-    let withdrawn = session.withdraw();
-    let summary = outcome?;
-    if let Err(error) = withdrawn {
-        monitor.problem(&Problem {
-            object: summary.label.clone(),
-            message: format!("announcement stays: {error}"),
-        });
-    }
-    Ok(summary)
+    let here = Here {
+        cache: &options.cache,
+        host: &options.host,
+        now_ms: options.now_ms,
+    };
+    present(repository, Role::Restore, here, monitor, |session| {
+        let chosen = choose(repository, options)?;
+        Restore {
+            repository,
+            session,
+            options,
+            chosen: &chosen,
+            tally,
+            monitor,
+            begun,
+        }
+        .run()
+    })
 }
 
 /// The backup that was asked for.
@@ -180,7 +166,6 @@ impl Restore<'_> {
         let nodes = NodeReader::new(self.repository, &locator.known.index, &manifest.label)?
             .with_locator(&locator);
         let survey = survey(&nodes, manifest)?;
-        target::claim(&self.options.pgdata, &marker)?;
         let mut places = Places::new(&self.options.pgdata)?;
         let mut note = |object, message| self.monitor.problem(&Problem { object, message });
         place_links(
@@ -190,6 +175,8 @@ impl Restore<'_> {
             self.options,
             &mut note,
         )?;
+        // Nothing is refused from here on.
+        target::claim(&self.options.pgdata, &marker)?;
         self.monitor
             .stage(Stage::Restore, survey.bytes, survey.files);
         let removed = self.fill(&places, &nodes, &locator)?;

@@ -6,10 +6,13 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::actions::error::{Error, Result};
+use crate::actions::pipeline::beside;
 use crate::actions::run_lock::{self, RunLock};
 use crate::ids::{ChunkId, PackId, RunId};
+use crate::monitor::{Monitor, Problem};
 use crate::repository::gc_log::{self, GcState};
 use crate::repository::run::{self, Announcement, Role};
 use crate::repository::{Repository, quarantine};
@@ -30,25 +33,34 @@ pub(super) struct Session<'a> {
     lock: RunLock,
 }
 
-/// Announces a run, after it has ended the dead ones of this host, of which `cache` knows. The gc log is not yet read:
+/// Where a run is announced from.
+#[derive(Clone, Copy)]
+pub(super) struct Here<'a> {
+    /// Where the host caches.
+    pub(super) cache: &'a Path,
+    /// The host's name.
+    pub(super) host: &'a str,
+    /// Its time, in milliseconds since 1970.
+    pub(super) now_ms: i64,
+}
+
+/// Announces a run, after it has ended the dead ones of this host. The gc log is not yet read:
 /// see [`Session::read_gc`].
 pub(super) fn announce<'a>(
     repository: &'a Repository,
     role: Role,
-    cache: &Path,
-    host: &str,
-    now_ms: i64,
+    here: Here<'_>,
 ) -> Result<Session<'a>> {
     let run = RunId::random().map_err(Error::Random)?;
     let announcement = Announcement {
-        host: host.to_owned(),
+        host: here.host.to_owned(),
         pid: std::process::id(),
         role: role.name().to_owned(),
-        start_ms: now_ms,
+        start_ms: here.now_ms,
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    run_lock::end_the_dead(repository, cache);
-    let lock = RunLock::take(repository, cache, &role, run)?;
+    run_lock::end_the_dead(repository, here.cache);
+    let lock = RunLock::take(repository, here.cache, &role, run)?;
     let session = Session {
         repository,
         role,
@@ -64,6 +76,36 @@ pub(super) fn announce<'a>(
     Ok(session)
 }
 
+/// Runs `body` as an announced run that makes no backup: the gc log is read before it, beats are sent beside it, and the
+/// announcement is taken back whatever comes of it.
+pub(super) fn present<T>(
+    repository: &Repository,
+    role: Role,
+    here: Here<'_>,
+    monitor: &dyn Monitor,
+    body: impl FnOnce(&Session<'_>) -> Result<T>,
+) -> Result<T> {
+    let mut session = announce(repository, role, here)?;
+    let outcome = session.read_gc().and_then(|()| {
+        let session = &session;
+        let mut beats = 1;
+        let beat = move || {
+            beats += 1;
+            session.beat(beats)
+        };
+        beside(Duration::from_secs(BEAT_SECONDS), beat, || body(session))
+    });
+    let withdrawn = session.withdraw();
+    let value = outcome?;
+    if let Err(error) = withdrawn {
+        monitor.problem(&Problem {
+            object: repository.storage.describe(),
+            message: format!("announcement stays: {error}"),
+        });
+    }
+    Ok(value)
+}
+
 impl Session<'_> {
     /// Reads the gc log and publishes how far.
     pub(super) fn read_gc(&mut self) -> Result<()> {
@@ -72,9 +114,13 @@ impl Session<'_> {
             .map_err(Error::Repository)
     }
 
-    /// Packs whose chunks must not be used any more.
+    /// Packs whose chunks must not be used any more. Nothing may be built on a condemned pack; but until it is swept it
+    /// may hold the only copy of what a backup needs that was committed while it was being condemned.
     pub(super) fn unusable(&self) -> BTreeSet<PackId> {
-        self.gc.condemned.union(&self.gc.dead).copied().collect()
+        match self.role {
+            Role::Restore | Role::Verify => self.gc.dead.clone(),
+            _ => self.gc.condemned.union(&self.gc.dead).copied().collect(),
+        }
     }
 
     /// Copies of chunks that were found damaged.

@@ -107,7 +107,7 @@ pub(super) fn inspect(
     refuse_running(pgdata).map_err(Error::Cluster)?;
     // A restore that was killed before its marker was in place has done nothing else.
     let counts = |entry: &DirEntry| entry.file_name() != MARKER_TEMPORARY;
-    if listing.flatten().filter(counts).next().is_none() {
+    if !listing.flatten().any(|entry| counts(&entry)) {
         return Ok(State { notes });
     }
     let foreign = |found: String| Error::TargetForeign {
