@@ -2,11 +2,14 @@
 
 mod calls;
 mod crash;
+mod damage;
+mod delta;
 mod formats;
 mod harness;
 mod index_tools;
 mod kill;
 mod layering;
+mod pages;
 mod postgres;
 mod postgres_files;
 mod postgres_refusals;

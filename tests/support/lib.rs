@@ -11,6 +11,7 @@
 
 pub mod churn;
 pub mod crashing;
+pub mod damage;
 pub mod faulty;
 pub mod golden;
 pub mod host;
@@ -19,6 +20,7 @@ pub mod postgres;
 pub mod process;
 pub mod recording;
 pub mod server;
+pub mod small_cluster;
 pub mod source;
 pub mod stanza;
 pub mod tree;

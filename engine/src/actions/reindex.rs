@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use crate::actions::error::{Error, Result};
 use crate::actions::known::{Known, Scope, bring_up_to_date, facts_of, segment_keys};
 use crate::actions::packer::PACKS_PER_SEGMENT;
-use crate::actions::session::{Here, Session, present};
+use crate::actions::session::{Session, present};
 use crate::dedup::index::ChunkIndex;
 use crate::ids::{ChunkId, Location, PackId, RunId};
 use crate::monitor::{Monitor, Problem};
@@ -34,16 +34,6 @@ pub struct IndexOptions {
     pub host: String,
     /// The time, in milliseconds since 1970.
     pub now_ms: i64,
-}
-
-impl IndexOptions {
-    fn here(&self) -> Here<'_> {
-        Here {
-            cache: &self.cache,
-            host: &self.host,
-            now_ms: self.now_ms,
-        }
-    }
 }
 
 /// What a comparison found.
@@ -98,13 +88,16 @@ pub fn verify_index(
     options: &IndexOptions,
     monitor: &dyn Monitor,
 ) -> Result<IndexVerified> {
+    let host = (options.host.as_str(), options.now_ms);
     present(
         repository,
         Role::Verify,
-        options.here(),
+        &options.cache,
+        host,
         monitor,
         |session| {
-            let known = bring_up_to_date(session, &options.cache, Scope::All)?;
+            // What is damaged or missing is found, and told, below.
+            let known = bring_up_to_date(session, &options.cache, Scope::All, &mut |_, _| {})?;
             let scratch = Scratch::new(&options.cache, session.run)?;
             let findings = Findings::new(monitor);
             let mut verified = IndexVerified {
@@ -136,10 +129,12 @@ pub fn rebuild_index(
     publish: bool,
     monitor: &dyn Monitor,
 ) -> Result<IndexRebuilt> {
+    let host = (options.host.as_str(), options.now_ms);
     present(
         repository,
         Role::Rebuild,
-        options.here(),
+        &options.cache,
+        host,
         monitor,
         |session| {
             let place = repository.storage.describe();
