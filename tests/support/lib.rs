@@ -19,6 +19,7 @@ pub mod pgdata;
 pub mod postgres;
 pub mod process;
 pub mod recording;
+pub mod server;
 pub mod small_cluster;
 pub mod source;
 pub mod stanza;
