@@ -22,4 +22,5 @@ pub mod recording;
 pub mod small_cluster;
 pub mod source;
 pub mod stanza;
+pub mod stored_tree;
 pub mod tree;
