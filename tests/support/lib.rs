@@ -23,4 +23,5 @@ pub mod server;
 pub mod small_cluster;
 pub mod source;
 pub mod stanza;
+pub mod stored_tree;
 pub mod tree;
