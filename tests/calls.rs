@@ -3,6 +3,11 @@
 //! Ids, labels and numbers are blotted out of the keys; a request made several times in a row is one line. Packs are put,
 //! and ranges got, by several threads, so neighbours of one kind are sorted.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "what goes wrong in a helper of a test fails the test"
+)]
+
 use std::fs::{self, File};
 use std::path::Path;
 use std::sync::Arc;

@@ -4,6 +4,11 @@
 //! Whatever the moment: only whole backups are listed, each of them restores, and the next backup builds on what the
 //! ended one had stored.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "what goes wrong in a helper of a test fails the test"
+)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;

@@ -4,6 +4,7 @@
 //! it, as a disk or a person would do it.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -205,7 +206,7 @@ impl Site {
         for (address, name) in [(1_u64 << 20, &names[0]), (2 << 20, &names[1])] {
             wal[8..16].copy_from_slice(&address.to_le_bytes());
             let path = self.beside(name);
-            fs::write(&path, &wal).expect("the folder can be written to");
+            write(&path, &wal);
             let repository = self.repository().expect("the repository is whole");
             actions::archive_push(&repository, &self.archive_options(), &path)
                 .expect("a segment can be pushed");
@@ -329,7 +330,9 @@ pub fn flip(file: &Path, at: usize) {
 }
 
 fn write(file: &Path, bytes: &[u8]) {
-    fs::write(file, bytes).expect("the repository can be written to");
+    fs::File::create(file)
+        .and_then(|mut file| file.write_all(bytes))
+        .expect("the folder can be written to");
 }
 
 /// An error and its causes, as the command line tells them.
