@@ -44,7 +44,7 @@ pub(super) fn backups(repository: &Repository, stanza: &str) -> Result<Backups> 
         match read_committed(repository, &snapshot) {
             Ok(found) => backups.committed.extend(found),
             Err(Error::BackupUnreadable { label, source }) => {
-                let error = source;
+                let error = *source;
                 backups.unreadable.push(Unreadable { label, error });
             }
             Err(error) => return Err(error),
@@ -90,7 +90,7 @@ fn read_committed(repository: &Repository, snapshot: &Snapshot) -> Result<Option
         Ok(Register::Fenced) => Ok(None),
         Err(source @ repository::Error::Record { .. }) => Err(Error::BackupUnreadable {
             label: snapshot.label.clone(),
-            source,
+            source: Box::new(source),
         }),
         Err(error) => Err(Error::Repository(error)),
     }
