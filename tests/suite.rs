@@ -1,11 +1,13 @@
 //! All tests that need more than one module, a process or a server: one program, so that it is linked once.
 
+mod calls;
 mod crash;
 mod damage;
 mod delta;
 mod formats;
 mod harness;
 mod index_tools;
+mod kill;
 mod layering;
 mod pages;
 mod postgres;

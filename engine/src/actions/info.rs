@@ -84,7 +84,8 @@ fn of_stanza(
             wal_max,
         });
     }
-    let found = backups(repository, &name)?;
+    let decided = snapshot::list(repository, &name).map_err(Error::Repository)?;
+    let found = backups(repository, &decided)?;
     let unreadable = found
         .unreadable
         .into_iter()
@@ -93,7 +94,6 @@ fn of_stanza(
             label: unreadable.label,
         });
     let committed = found.committed.into_iter().map(|backup| backup.manifest);
-    let decided = snapshot::list(repository, &name).map_err(Error::Repository)?;
     let running = running(repository, &name)?;
     let undecided = running
         .iter()
