@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use pgcairn_engine::actions::{self, ArchiveOptions, Got, Pushed};
 
-use super::{compress_level, open_repository, stanza, threads};
+use super::{compress_level, open_repository, open_storage, stanza, threads};
 use crate::error::Error;
 use crate::exit;
 use crate::log::Log;
@@ -25,7 +25,7 @@ pub(super) fn push(settings: &Settings, log: &Log) -> Result<u8, Error> {
         .unwrap_or_default()
         .to_string_lossy()
         .into_owned();
-    let pushed = actions::archive_push(&open_repository(settings)?, &options(settings), &segment)?;
+    let pushed = actions::archive_push(&open_storage(settings)?, &options(settings), &segment)?;
     match pushed {
         Pushed::Stored => log.info(&format!("pushed WAL file '{name}' to the archive")),
         Pushed::AlreadyThere => log.warn(&format!(
@@ -60,6 +60,7 @@ fn options(settings: &Settings) -> ArchiveOptions {
     ArchiveOptions {
         stanza: stanza(settings).to_owned(),
         pgdata: settings.path("pg1-path"),
+        cache: settings.path("cache-path"),
         compress_level: compress_level(settings),
         threads: threads(settings),
         header_check: settings.flag("archive-header-check"),

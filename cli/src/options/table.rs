@@ -322,7 +322,7 @@ pub(crate) const OPTIONS: &[OptionRow] = &[
     OptionRow::new(
         "cache-path",
         Path,
-        &[Backup, Restore],
+        &[ArchivePush, Backup, Restore],
         "path of the chunk index and other caches",
     )
     .default("/var/cache/pgcairn"),

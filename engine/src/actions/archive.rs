@@ -1,9 +1,8 @@
-//! Archiving one WAL file, and getting one back.
+//! Getting one WAL file out of the archive.
 //!
-//! Promises: a push is confirmed only when the file is durable in the repository; the same name with the same bytes is
-//! success, with other bytes an error, and nothing is ever overwritten. A get answers "not there" only if that is the end
-//! of the WAL as far as anybody can tell: the repository and the stanza were read, the file is absent, no gap record
-//! covers it, and no later segment of its timeline exists; every other answer is an error, "cannot tell".
+//! Promises: a get answers "not there" only if that is the end of the WAL as far as anybody can tell: the repository and
+//! the stanza were read, the file is absent, no gap record covers it, and no later segment of its timeline exists; every
+//! other answer is an error, "cannot tell".
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -11,17 +10,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::actions::error::{Error, Result};
-use crate::actions::pipeline::{self, pause};
+use crate::actions::pipeline::pause;
 use crate::actions::stanza::{epoch_of, epochs_of};
-use crate::cluster::control_file::{self, ControlFile};
-use crate::cluster::wal_header;
+use crate::cluster::control_file;
 use crate::ids::Namer;
 use crate::pack::wal as wal_object;
-use crate::pack::writer::Sealer;
 use crate::repository::stanza::Epoch;
 use crate::repository::{Repository, wal};
-use crate::storage::ErrorKind;
-use crate::wal_name::{Segment, Timeline, WalFile};
+use crate::wal_name::{Timeline, WalFile};
 
 /// How often a segment that may still arrive is looked for.
 const POLL: Duration = Duration::from_millis(200);
@@ -33,6 +29,8 @@ pub struct ArchiveOptions {
     pub stanza: String,
     /// The cluster's data directory.
     pub pgdata: PathBuf,
+    /// Where the stanza's epoch is remembered from one push to the next.
+    pub cache: PathBuf,
     /// zstd level.
     pub compress_level: i32,
     /// Working threads.
@@ -43,15 +41,6 @@ pub struct ArchiveOptions {
     pub timeout: Duration,
 }
 
-/// What became of a push.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pushed {
-    /// It was stored.
-    Stored,
-    /// It was there already, with the same bytes.
-    AlreadyThere,
-}
-
 /// What became of a get.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Got {
@@ -59,115 +48,6 @@ pub enum Got {
     Fetched,
     /// The archive ends before it.
     NotThere,
-}
-
-/// Puts one file of `pg_wal` into the archive; `file` is relative to the data directory, as `%p` is.
-pub fn archive_push(
-    repository: &Repository,
-    options: &ArchiveOptions,
-    file: &Path,
-) -> Result<Pushed> {
-    let path = options.pgdata.join(file);
-    let name = path
-        .file_name()
-        .and_then(|name| name.to_str())
-        .unwrap_or_default()
-        .to_owned();
-    let kind = WalFile::of(&name).map_err(|_| Error::NotWal(name.clone()))?;
-    let control = control_file::read(&options.pgdata).map_err(Error::Cluster)?;
-    let epoch = epoch_of(repository, &options.stanza, &control, &options.pgdata)?;
-    let raw = fs::read(&path).map_err(|source| Error::ReadFile {
-        path: path.clone(),
-        source,
-    })?;
-    if options.header_check && matches!(kind, WalFile::Segment | WalFile::Partial) {
-        check_header(&raw, &name, &path, &control)?;
-    }
-    let object = encode(&raw, options, &name)?;
-    match wal::put(repository, &options.stanza, &epoch.name(), &name, &object) {
-        Ok(()) => Ok(Pushed::Stored),
-        Err(error)
-            if error.is_already_there() || error.storage_kind() == Some(ErrorKind::Unreachable) =>
-        {
-            // Lost answers and repeated pushes look alike: what counts is what is there now.
-            let stored =
-                wal::get(repository, &options.stanza, &epoch.name(), &name).map_err(|read| {
-                    Error::Repository(if read.is_not_found() { error } else { read })
-                })?;
-            let stored = decode(&stored, &name)?;
-            if stored != raw {
-                return Err(Error::WalDuplicate {
-                    name,
-                    stanza: options.stanza.clone(),
-                });
-            }
-            Ok(Pushed::AlreadyThere)
-        }
-        Err(error) => Err(Error::Repository(error)),
-    }
-}
-
-fn encode(raw: &[u8], options: &ArchiveOptions, name: &str) -> Result<Vec<u8>> {
-    let damaged = |source| Error::Pack {
-        path: name.to_owned(),
-        source,
-    };
-    let pieces: Vec<&[u8]> = wal_object::split(raw).collect();
-    let sealed = pipeline::map(options.threads, &pieces, |pieces, keep| {
-        let namer = Namer::plain();
-        let mut sealer = Sealer::new(options.compress_level).map_err(damaged)?;
-        for (at, piece) in pieces {
-            keep(
-                at,
-                wal_object::seal_piece(&mut sealer, &namer, piece).map_err(damaged)?,
-            );
-        }
-        Ok(())
-    })?;
-    wal_object::assemble(&sealed).map_err(damaged)
-}
-
-fn decode(object: &[u8], name: &str) -> Result<Vec<u8>> {
-    let namer = Namer::plain();
-    wal_object::decode(&namer, object).map_err(|source| Error::WalDamaged {
-        name: name.to_owned(),
-        source,
-    })
-}
-
-/// Checks that a segment is what its name says, and of this cluster.
-fn check_header(raw: &[u8], name: &str, path: &Path, control: &ControlFile) -> Result<()> {
-    let foreign = |found: String| Error::ForeignWal {
-        path: path.to_owned(),
-        found,
-    };
-    let header = wal_header::parse(raw).map_err(|error| foreign(error.to_string()))?;
-    if header.system_id != control.system_id {
-        return Err(foreign(format!(
-            "system id {}, the cluster has {}",
-            header.system_id, control.system_id
-        )));
-    }
-    if header.version != control.version {
-        return Err(foreign(format!(
-            "PostgreSQL {}, the cluster is {}",
-            header.version, control.version
-        )));
-    }
-    let segment_bytes = header.segment_bytes;
-    if raw.len() != segment_bytes as usize {
-        return Err(foreign(format!(
-            "{} bytes long, a segment has {segment_bytes}",
-            raw.len()
-        )));
-    }
-    let segment = name.split('.').next().unwrap_or_default();
-    let named =
-        Segment::parse(segment, segment_bytes).map_err(|error| foreign(error.to_string()))?;
-    if named.number * u64::from(segment_bytes) != header.page_address.0 {
-        return Err(foreign(format!("it begins at {}", header.page_address)));
-    }
-    Ok(())
 }
 
 /// Fetches one WAL file to `destination`, which is relative to the data directory, as `%p` is.
@@ -189,7 +69,12 @@ pub fn archive_get(
     };
     let begun = Instant::now();
     loop {
-        match wal::get(repository, &options.stanza, &epoch.name(), name) {
+        match wal::get(
+            repository.storage.as_ref(),
+            &options.stanza,
+            &epoch.name(),
+            name,
+        ) {
             Ok(object) => {
                 write(&options.pgdata.join(destination), &decode(&object, name)?)?;
                 return Ok(Got::Fetched);
@@ -209,6 +94,15 @@ pub fn archive_get(
         // Segments may arrive out of order.
         pause(POLL);
     }
+}
+
+/// The file that an object of the archive holds.
+pub(super) fn decode(object: &[u8], name: &str) -> Result<Vec<u8>> {
+    let namer = Namer::plain();
+    wal_object::decode(&namer, object).map_err(|source| Error::WalDamaged {
+        name: name.to_owned(),
+        source,
+    })
 }
 
 /// What says that the WAL does not end before this absent file, if anything does.

@@ -5,10 +5,12 @@
 //! went wrong without ending it is told to the monitor as a problem. All threads are those of `pipeline.rs`.
 
 mod archive;
+mod archive_push;
 mod assemble;
 mod backup;
 mod commit;
 mod copy;
+mod epoch_cache;
 mod error;
 mod fetch;
 mod fill;
@@ -31,7 +33,8 @@ mod target;
 mod unfold;
 mod wal_needed;
 
-pub use archive::{ArchiveOptions, Got, Pushed, archive_get, archive_push};
+pub use archive::{ArchiveOptions, Got, archive_get};
+pub use archive_push::{Pushed, archive_push};
 pub use backup::{BackupOptions, BackupSummary, backup};
 pub use error::{Error, ErrorKind, Result};
 pub use info::{EpochInfo, StanzaInfo, info};

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::codec::RecordKind;
 use crate::repository::layout;
 use crate::repository::{Repository, Result, get_record, put_record, storage_failed};
-use crate::storage::Object;
+use crate::storage::{Object, Storage};
 use crate::wal_name::{Timeline, WalFile};
 
 /// Names asked for at once where one is wanted: history files and others may stand before it.
@@ -27,22 +27,20 @@ pub struct WalGap {
 
 /// Puts a file. It fails with `AlreadyExists` if one has this name: what that means is the caller's to find out.
 pub fn put(
-    repository: &Repository,
+    storage: &dyn Storage,
     stanza: &str,
     epoch: &str,
     name: &str,
     object: &[u8],
 ) -> Result<()> {
-    repository
-        .storage
+    storage
         .put(&layout::wal(stanza, epoch, name)?, object)
         .map_err(storage_failed)
 }
 
 /// A file, as it was put.
-pub fn get(repository: &Repository, stanza: &str, epoch: &str, name: &str) -> Result<Vec<u8>> {
-    repository
-        .storage
+pub fn get(storage: &dyn Storage, stanza: &str, epoch: &str, name: &str) -> Result<Vec<u8>> {
+    storage
         .get(&layout::wal(stanza, epoch, name)?)
         .map_err(storage_failed)
 }
@@ -226,7 +224,7 @@ mod tests {
 
     fn fill(repository: &Repository, names: &[String]) {
         for name in names {
-            put(repository, "main", EPOCH, name, b"wal").unwrap();
+            put(repository.storage.as_ref(), "main", EPOCH, name, b"wal").unwrap();
         }
     }
 
@@ -246,14 +244,23 @@ mod tests {
             present(&repository, "main", EPOCH, &segment).unwrap(),
             Some(3)
         );
-        assert_eq!(get(&repository, "main", EPOCH, &segment).unwrap(), b"wal");
-        assert!(
-            put(&repository, "main", EPOCH, &segment, b"other")
-                .unwrap_err()
-                .is_already_there()
+        assert_eq!(
+            get(repository.storage.as_ref(), "main", EPOCH, &segment).unwrap(),
+            b"wal"
         );
         assert!(
-            get(&repository, "main", EPOCH, &name(1, 0, 4))
+            put(
+                repository.storage.as_ref(),
+                "main",
+                EPOCH,
+                &segment,
+                b"other"
+            )
+            .unwrap_err()
+            .is_already_there()
+        );
+        assert!(
+            get(repository.storage.as_ref(), "main", EPOCH, &name(1, 0, 4))
                 .unwrap_err()
                 .is_not_found()
         );
