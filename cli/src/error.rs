@@ -140,8 +140,6 @@ pub(crate) enum Error {
     TargetTime { text: String },
     #[error("automatic backup set selection cannot be performed with provided lsn '{text}'")]
     TargetLsn { text: String },
-    #[error("unable to find backup set with stop {what} less than '{target}'")]
-    NoBackupBefore { what: &'static str, target: String },
     #[error(transparent)]
     Engine(#[from] pgcairn_engine::actions::Error),
 }
@@ -172,7 +170,6 @@ impl Error {
             Error::Locked { .. } => exit::LOCKED,
             Error::LockFile { .. } | Error::Output { .. } => exit::FILE_WRITE,
             Error::OwnPath { .. } | Error::WorkingDirectory { .. } => exit::PATH_MISSING,
-            Error::NoBackupBefore { .. } => exit::BACKUP_SET,
             Error::Engine(error) => exit::of_engine(error.kind()),
             _ => exit::OPTION_INVALID,
         }

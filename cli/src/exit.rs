@@ -91,7 +91,10 @@ pub(crate) const SENTENCES: &[(u8, &str)] = &[
     ),
     (ARCHIVE_COMMAND, "archive_command does not call pgcairn"),
     (PATH_MISSING, "a directory is missing"),
-    (BACKUP_SET, "there is no such backup"),
+    (
+        BACKUP_SET,
+        "there is no such backup, or none from which the recovery target is reached",
+    ),
     (
         TABLESPACE_MAP,
         "a tablespace cannot be restored where it should go",
@@ -128,7 +131,7 @@ pub(crate) fn of_engine(kind: ErrorKind) -> u8 {
         ErrorKind::ArchiveMode => ARCHIVE_MODE,
         ErrorKind::ClusterRunning => CLUSTER_RUNNING,
         ErrorKind::PathMissing => PATH_MISSING,
-        ErrorKind::BackupNotFound => BACKUP_SET,
+        ErrorKind::BackupNotFound | ErrorKind::TargetUnreachable => BACKUP_SET,
         ErrorKind::TablespaceMap => TABLESPACE_MAP,
         ErrorKind::LinkMap => LINK_MAP,
         ErrorKind::DbConnect => DB_CONNECT,

@@ -128,6 +128,9 @@ pub(crate) fn hints(kind: ErrorKind) -> Vec<String> {
             &["create the directory, owned by the user that runs the server."]
         }
         ErrorKind::BackupNotFound => &["'info' lists the backups there are."],
+        ErrorKind::TargetUnreachable => {
+            &["'info' shows the backups, the WAL of each timeline, and what of it is missing."]
+        }
         ErrorKind::TablespaceMap => {
             &["--tablespace-map=<oid or name>=<directory> names another place for it."]
         }

@@ -130,9 +130,9 @@ fn evidence_of_more(
     let Some(timeline) = timeline.map(Timeline) else {
         return Ok(None);
     };
-    let later = wal::names_from(repository, stanza, &epoch, timeline, Some(name), 1)
-        .map_err(Error::Repository)?;
-    Ok(later.first().map(|later| format!("{later} is there")))
+    let later =
+        wal::first_after(repository, stanza, &epoch, timeline, name).map_err(Error::Repository)?;
+    Ok(later.map(|later| format!("{later} is there")))
 }
 
 /// Writes a fetched file whole: PostgreSQL must never see a part of a segment.

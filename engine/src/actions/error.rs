@@ -239,6 +239,30 @@ pub enum Error {
     /// No backup fits.
     #[error("no backup to restore: {0}")]
     BackupNotFound(String),
+    /// No way leads from any backup to the recovery target.
+    #[error("{target} cannot be reached: {why}")]
+    TargetUnreachable {
+        /// The target.
+        target: String,
+        /// What is in the way, and what can be reached.
+        why: String,
+    },
+    /// A timeline history file in the archive is damaged.
+    #[error("{name} in the archive is damaged")]
+    HistoryDamaged {
+        /// The file's name.
+        name: String,
+        /// What is wrong with it.
+        source: cluster::timeline_history::BadHistory,
+    },
+    /// A segment in the archive is not the one that its name says.
+    #[error("{name} in the archive is not the segment that the backup needs: {why}")]
+    WalUnfit {
+        /// Its name.
+        name: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// A tablespace cannot go where it was, and was not mapped.
     #[error("tablespace {tablespace} cannot be restored to {path}: {why}")]
     TablespacePath {
@@ -332,6 +356,8 @@ pub enum ErrorKind {
     PathMissing,
     /// No backup fits.
     BackupNotFound,
+    /// No backup reaches the recovery target.
+    TargetUnreachable,
     /// A tablespace has no place to go.
     TablespaceMap,
     /// A link has no place to go.
@@ -387,6 +413,8 @@ impl Error {
             | Error::PackDamaged { .. }
             | Error::TreeDamaged { .. }
             | Error::WalDamaged { .. }
+            | Error::WalUnfit { .. }
+            | Error::HistoryDamaged { .. }
             | Error::PackVanished { .. } => ErrorKind::Damaged,
             Error::BadPath { .. } | Error::Entry(_) | Error::Record(_) | Error::NotWal(_) => {
                 ErrorKind::Format
@@ -411,6 +439,7 @@ impl Error {
             | Error::TargetForeign { .. } => ErrorKind::PathNotEmpty,
             Error::TargetMissing(_) => ErrorKind::PathMissing,
             Error::BackupNotFound(_) => ErrorKind::BackupNotFound,
+            Error::TargetUnreachable { .. } => ErrorKind::TargetUnreachable,
             Error::TablespacePath { .. } | Error::UnknownTablespace(_) => ErrorKind::TablespaceMap,
             Error::LinkPath { .. } | Error::UnknownLink(_) => ErrorKind::LinkMap,
             Error::ClockBehind { .. } => ErrorKind::Clock,

@@ -2,6 +2,7 @@
 
 use crate::actions::error::{Error, Result};
 use crate::actions::label::{committed, running};
+use crate::actions::wal_window::{self, TimelineWindow};
 use crate::repository::snapshot::{self, Manifest};
 use crate::repository::{Repository, stanza, wal};
 
@@ -35,6 +36,8 @@ pub struct EpochInfo {
     pub wal_min: Option<String>,
     /// The last segment in the archive.
     pub wal_max: Option<String>,
+    /// What is there on each timeline, and what is missing; empty while no backup tells the size of a segment.
+    pub timelines: Vec<TimelineWindow>,
 }
 
 /// Tells of one stanza, or of all; a stanza that does not exist is not in the answer.
@@ -58,25 +61,33 @@ fn of_stanza(
     name: String,
     epochs: &[stanza::Epoch],
 ) -> Result<StanzaInfo> {
+    let backups: Vec<Manifest> = committed(repository, &name)?
+        .into_iter()
+        .map(|backup| backup.manifest)
+        .collect();
     let mut listed = Vec::new();
     for (id, epoch) in (1..).zip(epochs) {
         let epoch_name = epoch.name();
-        let (wal_min, wal_max) =
-            wal::bounds(repository, &name, &epoch_name).map_err(Error::Repository)?;
+        let contents = wal::contents(repository, &name, &epoch_name).map_err(Error::Repository)?;
+        let segment_bytes = backups
+            .iter()
+            .rev()
+            .find(|backup| backup.epoch == epoch.n)
+            .map(|backup| backup.wal_segment_bytes);
+        let timelines = segment_bytes.map_or_else(Vec::new, |segment_bytes| {
+            wal_window::windows(&contents, segment_bytes)
+        });
         listed.push(EpochInfo {
             n: epoch.n,
             name: epoch_name,
             id,
             system_id: epoch.system_id,
             version: epoch.version,
-            wal_min,
-            wal_max,
+            wal_min: contents.segments.first().cloned(),
+            wal_max: contents.segments.last().cloned(),
+            timelines,
         });
     }
-    let backups = committed(repository, &name)?
-        .into_iter()
-        .map(|backup| backup.manifest)
-        .collect();
     let decided = snapshot::list(repository, &name).map_err(Error::Repository)?;
     let running = running(repository, &name)?;
     let undecided = running

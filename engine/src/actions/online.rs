@@ -183,23 +183,22 @@ impl<'s> BackupMode<'s> {
         }
         let bytes = control.wal_segment_bytes;
         let archive = archive(repository, options, epoch, control);
-        archive
-            .wait_for(window.start_segment(bytes), window.stop_segment(bytes))
-            .map(drop)
+        archive.wait_for(window.start_segment(bytes), window.stop_segment(bytes))
     }
 }
 
 fn archive<'a>(
     repository: &'a Repository,
     options: &'a BackupOptions,
-    epoch: &Epoch,
+    epoch: &'a Epoch,
     control: &ControlFile,
 ) -> Archive<'a> {
     Archive {
         repository,
         stanza: &options.stanza,
-        epoch: epoch.name(),
+        epoch,
         segment_bytes: control.wal_segment_bytes,
+        threads: options.threads,
         timeout: options.archive_timeout,
     }
 }

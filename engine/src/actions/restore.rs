@@ -11,14 +11,16 @@ use std::time::{Duration, Instant};
 use crate::actions::error::{Error, Result};
 use crate::actions::fetch::Locator;
 use crate::actions::fill::Filler;
-use crate::actions::label::{Committed, committed};
+use crate::actions::label::Committed;
 use crate::actions::nodes::{NodeReader, TreeCursor};
 use crate::actions::pipeline::{beside, run_jobs};
 use crate::actions::places::{Places, place_links};
+use crate::actions::recovery_target::{Goal, choose};
 use crate::actions::session::{BEAT_SECONDS, Session, announce};
 use crate::actions::stanza::epochs_of;
 use crate::actions::target::{self, MARKER, Marker};
 use crate::actions::unfold::Unfolder;
+use crate::actions::wal_path::TimelineGoal;
 use crate::cluster::control_file;
 use crate::cluster::recovery::{self, Recovery, RecoveryType};
 use crate::monitor::{Counter, Monitor, Problem, Stage, Tally};
@@ -49,7 +51,7 @@ pub struct RestoreOptions {
     pub delta: bool,
     /// Write into a directory that is not empty, or that was another cluster.
     pub force: bool,
-    /// The backup's label; `None`: the newest.
+    /// The backup's label; `None`: the newest that reaches the target.
     pub set: Option<String>,
     /// Where tablespaces go: oid or name, path.
     pub tablespace_map: Vec<(String, PathBuf)>,
@@ -61,6 +63,10 @@ pub struct RestoreOptions {
     pub link_all: bool,
     /// What the restored server does when it starts.
     pub recovery: Recovery,
+    /// Where recovery is to end.
+    pub goal: Goal,
+    /// Along which timeline.
+    pub timeline: TimelineGoal,
     /// The type of recovery was asked for; otherwise the backup of a stopped cluster gets none.
     pub recovery_given: bool,
     /// This host's name.
@@ -69,6 +75,8 @@ pub struct RestoreOptions {
     pub now_ms: i64,
     /// The time as it is written into settings.
     pub stamp: String,
+    /// How a time is told to a person.
+    pub time: fn(i64) -> String,
 }
 
 /// What a restore did.
@@ -113,7 +121,7 @@ pub fn restore(
             session.beat(beats)
         };
         beside(Duration::from_secs(BEAT_SECONDS), beat, || {
-            let chosen = choose(repository, options)?;
+            let chosen = choose(repository, options, monitor)?;
             Restore {
                 repository,
                 session,
@@ -135,24 +143,6 @@ pub fn restore(
         });
     }
     Ok(summary)
-}
-
-/// The backup that was asked for.
-fn choose(repository: &Repository, options: &RestoreOptions) -> Result<Committed> {
-    let mut backups = committed(repository, &options.stanza)?;
-    match &options.set {
-        None => backups
-            .pop()
-            .ok_or_else(|| Error::BackupNotFound(format!("stanza {} has none", options.stanza))),
-        Some(label) => {
-            let at = backups
-                .iter()
-                .position(|backup| backup.manifest.label == *label);
-            at.map(|at| backups.swap_remove(at)).ok_or_else(|| {
-                Error::BackupNotFound(format!("stanza {} has no backup {label}", options.stanza))
-            })
-        }
-    }
 }
 
 struct Restore<'a> {

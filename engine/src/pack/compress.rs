@@ -4,9 +4,12 @@
 //! raw length and carries no checksum and no dictionary id (the chunk id vouches for the content). Decoding writes only
 //! into memory that the caller's length allows, and refuses a frame of another length. The only file that knows zstd.
 
-use std::io;
+use std::io::{self, Read};
 
 use zstd::zstd_safe;
+
+/// No block of a zstd frame is longer, as stored or decoded; headers of frame and block come on top.
+pub const LARGEST_BLOCK: usize = (128 << 10) + 32;
 
 /// How a payload is stored. The numbers are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -106,6 +109,12 @@ impl Decompressor {
         }
         Ok(())
     }
+}
+
+/// Fills `out` with the first bytes of what a frame holds, of which only the beginning is at hand: enough of it for the
+/// first block, which has at most [`LARGEST_BLOCK`] bytes.
+pub fn first_bytes(frame: &[u8], out: &mut [u8]) -> io::Result<()> {
+    zstd::stream::read::Decoder::with_buffer(frame)?.read_exact(out)
 }
 
 /// The raw length that a zstd frame announces; `None` if it is no such frame or does not tell.

@@ -1,0 +1,247 @@
+//! Choosing the backup from which a recovery target is reached, before anything is written.
+//!
+//! Promises: without `--set`, a target time or LSN takes the newest backup that ended before it; the backup lies on the
+//! timeline that recovery follows; all WAL that the target needs is in the archive, as far as the archive can tell.
+//! Refuses a target that cannot be reached, with the reason and with what can be reached; and to pick an older backup by
+//! itself because the newest timeline left the newest backup behind: that is how an accidental promotion looks.
+
+use crate::actions::error::{Error, Result};
+use crate::actions::label::{Committed, committed};
+use crate::actions::restore::RestoreOptions;
+use crate::actions::wal_path::{Coverage, Epoch, TimelineGoal};
+use crate::monitor::Monitor;
+use crate::repository::Repository;
+use crate::repository::snapshot::Manifest;
+use crate::wal_name::{Lsn, Timeline};
+
+/// How far the clocks of a server and of a store may be apart; S3 refuses requests beyond it.
+const CLOCKS_APART_MS: i64 = 15 * 60 * 1000;
+
+/// Where recovery is to end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Goal {
+    /// At the end of the archive.
+    End,
+    /// As soon as the cluster is consistent.
+    Consistency,
+    /// At a time: milliseconds since 1970.
+    Time(i64),
+    /// At a position.
+    Lsn(Lsn),
+    /// At a transaction or a restore point: where that is, only the WAL's content says.
+    Named(String),
+    /// It is the server's or the person's affair: a standby, no recovery, settings of their own.
+    Open,
+}
+
+/// The backup that was asked for, or that the target needs.
+pub(super) fn choose(
+    repository: &Repository,
+    options: &RestoreOptions,
+    monitor: &dyn Monitor,
+) -> Result<Committed> {
+    let backups = committed(repository, &options.stanza)?;
+    let chooser = Chooser {
+        repository,
+        options,
+        monitor,
+    };
+    let at = match &options.set {
+        Some(label) => backups
+            .iter()
+            .position(|backup| backup.manifest.label == *label)
+            .ok_or_else(|| {
+                let stanza = &options.stanza;
+                Error::BackupNotFound(format!("stanza {stanza} has no backup {label}"))
+            })?,
+        None => chooser.newest(&backups)?,
+    };
+    let chosen = backups.into_iter().nth(at);
+    let chosen = chosen.ok_or_else(|| Error::BackupNotFound("none".to_owned()))?;
+    chooser.check(&chosen.manifest)?;
+    Ok(chosen)
+}
+
+struct Chooser<'a> {
+    repository: &'a Repository,
+    options: &'a RestoreOptions,
+    monitor: &'a dyn Monitor,
+}
+
+impl Chooser<'_> {
+    /// The newest backup that can reach the target.
+    fn newest(&self, backups: &[Committed]) -> Result<usize> {
+        let Some(oldest) = backups.first() else {
+            let stanza = &self.options.stanza;
+            return Err(Error::BackupNotFound(format!("stanza {stanza} has none")));
+        };
+        for (at, backup) in backups.iter().enumerate().rev() {
+            let manifest = &backup.manifest;
+            if !self.ends_before_target(manifest) {
+                continue;
+            }
+            // Of a timeline that was asked for by number, every backup will do that lies on it.
+            let asked = matches!(self.options.timeline, TimelineGoal::This(_));
+            if asked && at > 0 && self.follows(manifest) && self.way(manifest)?.1.is_some() {
+                continue;
+            }
+            return Ok(at);
+        }
+        let oldest = &oldest.manifest;
+        let why = format!("no backup ended before it, the oldest is {}", oldest.label);
+        let window = match self.options.goal {
+            Goal::Lsn(_) => format!("from {} on", oldest.stop_lsn),
+            _ => format!("from {} on", (self.options.time)(oldest.stop_ms)),
+        };
+        Err(self.unreachable(why, Some(window)))
+    }
+
+    fn ends_before_target(&self, backup: &Manifest) -> bool {
+        match self.options.goal {
+            Goal::Time(wanted) => backup.stop_ms < wanted,
+            Goal::Lsn(wanted) => backup.stop_lsn <= wanted,
+            _ => true,
+        }
+    }
+
+    /// Whether the restored server is going to read the archive, so that its content matters.
+    fn follows(&self, backup: &Manifest) -> bool {
+        let recovers = backup.online || self.options.recovery_given;
+        recovers && self.options.goal != Goal::Open
+    }
+
+    /// Checks a chosen backup against the target.
+    fn check(&self, backup: &Manifest) -> Result<()> {
+        if !self.follows(backup) {
+            return Ok(());
+        }
+        if !self.ends_before_target(backup) {
+            let (lsn, time) = (backup.stop_lsn, (self.options.time)(backup.stop_ms));
+            let why = format!("backup {} ended at {lsn}, {time}, after it", backup.label);
+            let window = match self.options.goal {
+                Goal::Lsn(_) => format!("from {lsn} on"),
+                _ => format!("from {time} on"),
+            };
+            return Err(self.unreachable(why, Some(window)));
+        }
+        let (timeline, trouble) = self.way(backup)?;
+        if let Some(why) = trouble {
+            return Err(self.unreachable(why, None));
+        }
+        let epoch = self.epoch(backup);
+        let ancestors = epoch.history(timeline)?.unwrap_or_default();
+        let coverage = epoch.coverage(backup, timeline, &ancestors)?;
+        self.check_coverage(backup, &coverage)
+    }
+
+    /// The timeline that recovery from a backup follows, and why the backup is not on it, if it is not.
+    fn way(&self, backup: &Manifest) -> Result<(Timeline, Option<String>)> {
+        let epoch = self.epoch(backup);
+        // A backup that is made consistent and no more stays on its own timeline.
+        let goal = match self.options.goal {
+            Goal::Consistency => TimelineGoal::Current,
+            _ => self.options.timeline,
+        };
+        let timeline = epoch.timeline(goal, backup)?;
+        if timeline == backup.timeline {
+            return Ok((timeline, None));
+        }
+        let Some(ancestors) = epoch.history(timeline)? else {
+            let why = format!("the archive has no {timeline}.history");
+            return Ok((timeline, Some(why)));
+        };
+        let left = ancestors
+            .iter()
+            .find(|ancestor| ancestor.timeline == backup.timeline);
+        let (label, number) = (&backup.label, timeline.0);
+        let trouble = match left {
+            None => Some(format!(
+                "timeline {number} does not descend from timeline {} of backup {label}",
+                backup.timeline.0
+            )),
+            Some(left) if left.left_at < backup.stop_lsn => Some(format!(
+                "timeline {number} branched off at {}, before backup {label} ended at {}; --target-timeline=current \
+                 recovers along the backup's own timeline, --set chooses an older backup",
+                left.left_at, backup.stop_lsn
+            )),
+            Some(_) => None,
+        };
+        Ok((timeline, trouble))
+    }
+
+    fn check_coverage(&self, backup: &Manifest, coverage: &Coverage) -> Result<()> {
+        let Coverage {
+            until,
+            until_ms,
+            hole,
+        } = coverage;
+        let label = &backup.label;
+        let end = match hole {
+            Some((missing, evidence)) => {
+                format!("{missing} is missing from the archive, though {evidence}")
+            }
+            None => format!("the archived WAL ends at {until}"),
+        };
+        if backup.online && *until < backup.stop_lsn {
+            let why = format!(
+                "{end}, and backup {label} needs the WAL up to {}",
+                backup.stop_lsn
+            );
+            return Err(self.unreachable(why, None));
+        }
+        let until_time = (self.options.time)(until_ms.unwrap_or(backup.stop_ms));
+        let window = match self.options.goal {
+            Goal::Lsn(_) => format!("from {} to {until} with backup {label}", backup.stop_lsn),
+            _ => format!(
+                "from {} to about {until_time} with backup {label}; --type=immediate restores that backup alone",
+                (self.options.time)(backup.stop_ms)
+            ),
+        };
+        let beyond = match self.options.goal {
+            Goal::End => hole.is_some(),
+            Goal::Lsn(wanted) => wanted > *until,
+            Goal::Time(wanted) => {
+                until_ms.is_some_and(|until| wanted > until.saturating_add(CLOCKS_APART_MS))
+            }
+            Goal::Consistency | Goal::Named(_) | Goal::Open => false,
+        };
+        if beyond {
+            return Err(self.unreachable(end, Some(window)));
+        }
+        let ends_early = matches!(self.options.goal, Goal::Time(_) | Goal::Named(_));
+        if ends_early && hole.is_some() {
+            self.monitor.note(&format!(
+                "{end}: recovery stops with an error there unless it reaches {} before",
+                self.target()
+            ));
+        }
+        Ok(())
+    }
+
+    fn epoch(&self, backup: &Manifest) -> Epoch<'_> {
+        Epoch {
+            repository: self.repository,
+            stanza: &self.options.stanza,
+            name: format!("{}-{}", backup.version, backup.epoch),
+        }
+    }
+
+    fn target(&self) -> String {
+        match &self.options.goal {
+            Goal::End => "the end of the archive".to_owned(),
+            Goal::Consistency => "a consistent state".to_owned(),
+            Goal::Time(ms) => (self.options.time)(*ms),
+            Goal::Lsn(lsn) => lsn.to_string(),
+            Goal::Named(name) => name.clone(),
+            Goal::Open => "any target".to_owned(),
+        }
+    }
+
+    fn unreachable(&self, why: String, window: Option<String>) -> Error {
+        let reachable = window.map_or_else(String::new, |window| format!("; reachable: {window}"));
+        Error::TargetUnreachable {
+            target: self.target(),
+            why: format!("{why}{reachable}"),
+        }
+    }
+}
