@@ -2,5 +2,9 @@
 
 mod harness;
 mod layering;
+mod postgres;
+mod postgres_files;
+mod postgres_refusals;
+mod postgres_reuse;
 mod storage;
 mod tidy;

@@ -8,9 +8,12 @@
     reason = "what goes wrong here fails the test that called it"
 )]
 
+pub mod churn;
 pub mod crashing;
 pub mod faulty;
 pub mod postgres;
 pub mod process;
 pub mod recording;
 pub mod source;
+pub mod stanza;
+pub mod tree;

@@ -65,7 +65,8 @@ pub fn archive_get(
         .collect();
     let Some(epoch) = epochs.last() else {
         return epoch_of(repository, &options.stanza, &control, &options.pgdata)
-            .map(|_| Got::NotThere);
+            .map(|_| Got::NotThere)
+            .map_err(as_archiving);
     };
     let begun = Instant::now();
     loop {

@@ -68,7 +68,8 @@ pub fn archive_push(
         // The stanza is not what it was: what was put lies where nobody looks, and the epoch is asked for anew.
     }
     let repository = repository::open(Arc::clone(storage)).map_err(Error::Repository)?;
-    let epoch = epoch_of(&repository, &options.stanza, &control, &options.pgdata)?;
+    let epoch =
+        epoch_of(&repository, &options.stanza, &control, &options.pgdata).map_err(as_archiving)?;
     let pushed = source.push(storage.as_ref(), options, &epoch.name())?;
     epoch_cache::write(
         options,
@@ -79,6 +80,14 @@ pub fn archive_push(
         },
     );
     Ok(pushed)
+}
+
+/// A cluster that is not the stanza's is another kind of error here than for a backup.
+fn as_archiving(mut error: Error) -> Error {
+    if let Error::ForeignCluster { archiving, .. } = &mut error {
+        *archiving = true;
+    }
+    error
 }
 
 impl<'a> Source<'a> {

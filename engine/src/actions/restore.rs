@@ -1,8 +1,8 @@
 //! Restoring a backup: into an empty directory, or over one that is partly right (delta).
 //!
 //! The story: choose the backup; look at the target and refuse what is live, foreign or not ours; announce; survey the
-//! tree; put down the marker, then remove `global/pg_control`, so that nothing startable is left; make the tree and fill
-//! it (`unfold.rs`, `fill.rs`); label, recovery settings; make all of it durable; `pg_control` under its name; the marker
+//! tree and place its links; put down the marker, then remove `global/pg_control`, so that nothing startable is left;
+//! make the tree and fill it (`unfold.rs`, `fill.rs`); label, recovery settings; make all of it durable; `pg_control` under its name; the marker
 //! goes last. Promises: a restore that is killed anywhere is recognised by its marker and can be run again.
 
 use std::path::{Path, PathBuf};
@@ -172,7 +172,6 @@ impl Restore<'_> {
         let nodes = NodeReader::new(self.repository, &locator.known.index, &manifest.label)?
             .with_locator(&locator);
         let survey = survey(&nodes, manifest)?;
-        target::claim(&self.options.pgdata, &marker)?;
         let mut places = Places::new(&self.options.pgdata)?;
         let mut note = |object, message| self.monitor.problem(&Problem { object, message });
         place_links(
@@ -182,6 +181,8 @@ impl Restore<'_> {
             self.options,
             &mut note,
         )?;
+        // Nothing is refused from here on.
+        target::claim(&self.options.pgdata, &marker)?;
         self.monitor
             .stage(Stage::Restore, survey.bytes, survey.files);
         let removed = self.fill(&places, &nodes, &locator)?;
