@@ -124,6 +124,10 @@ pub(crate) enum Error {
     Locked { path: PathBuf },
     #[error("unable to create lock file '{}'", path.display())]
     LockFile { path: PathBuf, source: io::Error },
+    #[error("stop file exists for {what}")]
+    Stopped { what: String },
+    #[error("stop file does not exist for stanza '{stanza}'")]
+    NotStopped { stanza: String },
     #[error("unable to write to standard output")]
     Output { source: io::Error },
     #[error("unable to find the path of this program")]
@@ -168,6 +172,8 @@ impl Error {
                 exit::FORMAT
             }
             Error::Locked { .. } => exit::LOCKED,
+            Error::Stopped { .. } => exit::STOPPED,
+            Error::NotStopped { .. } => exit::FILE_MISSING,
             Error::LockFile { .. } | Error::Output { .. } => exit::FILE_WRITE,
             Error::OwnPath { .. } | Error::WorkingDirectory { .. } => exit::PATH_MISSING,
             Error::Engine(error) => exit::of_engine(error.kind()),
@@ -188,6 +194,10 @@ impl Error {
             }
             Error::OptionMissing { name: "pg1-path", .. } => vec!["does this stanza exist?".to_owned()],
             Error::Locked { .. } => vec!["is another pgcairn process running?".to_owned()],
+            Error::Stopped { .. } => vec!["'start' allows processes to run again.".to_owned()],
+            Error::NotStopped { .. } => {
+                vec!["has the stop command been run on this server for this stanza?".to_owned()]
+            }
             Error::OtherDirectory { .. } => {
                 vec!["is the PostgreSQL data_directory configured the same as the pg1-path option?".to_owned()]
             }

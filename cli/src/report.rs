@@ -5,7 +5,9 @@
 use std::error::Error as _;
 use std::io::{self, Write};
 
-use pgcairn_engine::actions::{BackupSummary, ErrorKind, RestoreSummary, StanzaCreateSummary};
+use pgcairn_engine::actions::{
+    BackupSummary, ErrorKind, RestoreSummary, StanzaCreateSummary, StanzaDeleteSummary,
+};
 use serde_json::{Value, json};
 
 use crate::error::Error;
@@ -96,7 +98,7 @@ pub(crate) fn hints(kind: ErrorKind) -> Vec<String> {
         ErrorKind::StanzaMissing => &["has a stanza-create been performed?"],
         ErrorKind::StanzaMismatch => &[
             "is this the cluster that the stanza was created for?",
-            "a cluster made anew by initdb or pg_upgrade needs a stanza of its own.",
+            "after pg_upgrade, stanza-upgrade makes it the stanza's; a new cluster had better get a stanza of its own.",
         ],
         ErrorKind::ArchiveMismatch => {
             &["is pg1-path the data directory of the server that archives?"]
@@ -108,6 +110,10 @@ pub(crate) fn hints(kind: ErrorKind) -> Vec<String> {
         ErrorKind::ArchiveTimeout => &[
             "check the archive_command to ensure that all options are correct (especially --stanza).",
             "check the PostgreSQL server log for errors.",
+        ],
+        ErrorKind::WalMissing => &[
+            "take a backup: points in time before it and behind the hole cannot be reached.",
+            "'info' names every hole.",
         ],
         ErrorKind::ArchiveDisabled => {
             &["archive_mode must be on and wal_level at least replica for an online backup."]
@@ -254,6 +260,11 @@ pub(crate) fn stanza_create_json(stanza: &str, summary: &StanzaCreateSummary) ->
         "system-id": summary.system_id,
         "version": summary.version.to_string(),
     })
+}
+
+/// What stanza-delete did, for programs.
+pub(crate) fn stanza_delete_json(stanza: &str, summary: StanzaDeleteSummary) -> Value {
+    json!({"stanza": stanza, "deleted": true, "backups": summary.backups})
 }
 
 #[cfg(test)]

@@ -2,9 +2,12 @@
 
 mod archive;
 mod backup;
+mod check;
 mod info;
 mod restore;
 mod stanza_create;
+mod stanza_end;
+mod start_stop;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -106,14 +109,20 @@ fn begin(settings: &Settings, log: &Log) {
 }
 
 fn run(settings: &Settings, log: &Log) -> Result<u8, Error> {
+    start_stop::refuse_stopped(settings)?;
     match settings.command {
         Command::ArchiveGet => archive::get(settings, log),
         Command::ArchivePush => archive::push(settings, log),
         Command::Backup => backup::run(settings, log),
+        Command::Check => check::run(settings),
         Command::Help => report::to_stdout(&help::text(&settings.parameters)?).map(|()| 0),
         Command::Info => info::run(settings),
         Command::Restore => restore::run(settings, log),
-        Command::StanzaCreate => stanza_create::run(settings, log),
+        Command::StanzaCreate => stanza_create::create(settings, log),
+        Command::StanzaDelete => stanza_end::run(settings, log),
+        Command::StanzaUpgrade => stanza_create::upgrade(settings, log),
+        Command::Start => start_stop::start(settings, log),
+        Command::Stop => start_stop::stop(settings, log),
         Command::Version => report::to_stdout(&version(settings)).map(|()| 0),
     }
 }
@@ -171,6 +180,11 @@ fn connect(settings: &Settings) -> Result<Option<PgServer>, Error> {
     if !settings.flag("online") {
         return Ok(None);
     }
+    Ok(Some(reach(settings)?))
+}
+
+/// The server of the cluster.
+fn reach(settings: &Settings) -> Result<PgServer, actions::Error> {
     let connection = Connection {
         socket_path: settings.text("pg1-socket-path").map(Into::into),
         port: settings
@@ -183,9 +197,7 @@ fn connect(settings: &Settings) -> Result<Option<PgServer>, Error> {
             .unwrap_or("postgres")
             .to_owned(),
     };
-    Ok(Some(
-        server::connect(&connection).map_err(actions::Error::Cluster)?,
-    ))
+    server::connect(&connection).map_err(actions::Error::Cluster)
 }
 
 /// The threads to use: what was asked for, or one per core.

@@ -50,6 +50,14 @@ pub enum Got {
     NotThere,
 }
 
+/// A cluster that is not the stanza's is another kind of error here than for a backup.
+pub(super) fn as_archiving(mut error: Error) -> Error {
+    if let Error::ForeignCluster { archiving, .. } = &mut error {
+        *archiving = true;
+    }
+    error
+}
+
 /// Fetches one WAL file to `destination`, which is relative to the data directory, as `%p` is.
 pub fn archive_get(
     repository: &Repository,

@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::actions::archive::{ArchiveOptions, decode};
+use crate::actions::archive::{ArchiveOptions, as_archiving, decode};
 use crate::actions::epoch_cache::{self, Remembered};
 use crate::actions::error::{Error, Result};
 use crate::actions::pipeline::{both, map};
@@ -80,14 +80,6 @@ pub fn archive_push(
         },
     );
     Ok(pushed)
-}
-
-/// A cluster that is not the stanza's is another kind of error here than for a backup.
-fn as_archiving(mut error: Error) -> Error {
-    if let Error::ForeignCluster { archiving, .. } = &mut error {
-        *archiving = true;
-    }
-    error
 }
 
 impl<'a> Source<'a> {

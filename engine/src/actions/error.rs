@@ -249,6 +249,22 @@ pub enum Error {
         /// What is in the way, and what can be reached.
         why: String,
     },
+    /// WAL behind the newest backup is missing.
+    #[error("WAL from {first} to {last} is missing behind backup {backup}")]
+    WalMissing {
+        /// The first segment that is missing.
+        first: String,
+        /// The last one.
+        last: String,
+        /// The backup.
+        backup: String,
+    },
+    /// The clocks of this machine and of the store differ.
+    #[error("the store's clock is {seconds} s away from this machine's")]
+    ClocksApart {
+        /// By how much.
+        seconds: u64,
+    },
     /// A timeline history file in the archive is damaged.
     #[error("{name} in the archive is damaged")]
     HistoryDamaged {
@@ -342,6 +358,8 @@ pub enum ErrorKind {
     ArchiveMismatch,
     /// Same WAL name, other content.
     WalDuplicate,
+    /// WAL is missing that points in time need.
+    WalMissing,
     /// WAL did not arrive.
     ArchiveTimeout,
     /// `archive_mode` is off.
@@ -447,7 +465,8 @@ impl Error {
             Error::TargetUnreachable { .. } => ErrorKind::TargetUnreachable,
             Error::TablespacePath { .. } | Error::UnknownTablespace(_) => ErrorKind::TablespaceMap,
             Error::LinkPath { .. } | Error::UnknownLink(_) => ErrorKind::LinkMap,
-            Error::ClockBehind { .. } => ErrorKind::Clock,
+            Error::ClockBehind { .. } | Error::ClocksApart { .. } => ErrorKind::Clock,
+            Error::WalMissing { .. } => ErrorKind::WalMissing,
             Error::Invalid(_) => ErrorKind::Invalid,
         }
     }

@@ -56,6 +56,20 @@ pub fn info(repository: &Repository, stanza: Option<&str>) -> Result<Vec<StanzaI
     Ok(infos)
 }
 
+/// The segments of an epoch by name, and what is there and missing on each of its timelines.
+pub(super) fn wal_of(
+    repository: &Repository,
+    stanza: &str,
+    epoch: &stanza::Epoch,
+    segment_bytes: Option<u32>,
+) -> Result<(Vec<String>, Vec<TimelineWindow>)> {
+    let contents = wal::contents(repository, stanza, &epoch.name()).map_err(Error::Repository)?;
+    let timelines = segment_bytes.map_or_else(Vec::new, |segment_bytes| {
+        wal_window::windows(&contents, segment_bytes)
+    });
+    Ok((contents.segments, timelines))
+}
+
 fn of_stanza(
     repository: &Repository,
     name: String,
@@ -68,23 +82,20 @@ fn of_stanza(
     let mut listed = Vec::new();
     for (id, epoch) in (1..).zip(epochs) {
         let epoch_name = epoch.name();
-        let contents = wal::contents(repository, &name, &epoch_name).map_err(Error::Repository)?;
         let segment_bytes = backups
             .iter()
             .rev()
             .find(|backup| backup.epoch == epoch.n)
             .map(|backup| backup.wal_segment_bytes);
-        let timelines = segment_bytes.map_or_else(Vec::new, |segment_bytes| {
-            wal_window::windows(&contents, segment_bytes)
-        });
+        let (segments, timelines) = wal_of(repository, &name, epoch, segment_bytes)?;
         listed.push(EpochInfo {
             n: epoch.n,
             name: epoch_name,
             id,
             system_id: epoch.system_id,
             version: epoch.version,
-            wal_min: contents.segments.first().cloned(),
-            wal_max: contents.segments.last().cloned(),
+            wal_min: segments.first().cloned(),
+            wal_max: segments.last().cloned(),
             timelines,
         });
     }

@@ -34,12 +34,20 @@ pub enum Goal {
     Open,
 }
 
+/// A backup that reaches the target.
+pub(super) struct Chosen {
+    pub(super) backup: Committed,
+    /// Behind what recovery needs, WAL is missing: the server must not look ahead, because it would take what
+    /// `archive-get` says of the missing segment as the end of everything.
+    pub(super) before_hole: bool,
+}
+
 /// The backup that was asked for, or that the target needs.
 pub(super) fn choose(
     repository: &Repository,
     options: &RestoreOptions,
     monitor: &dyn Monitor,
-) -> Result<Committed> {
+) -> Result<Chosen> {
     let backups = committed(repository, &options.stanza)?;
     let chooser = Chooser {
         repository,
@@ -58,8 +66,11 @@ pub(super) fn choose(
     };
     let chosen = backups.into_iter().nth(at);
     let chosen = chosen.ok_or_else(|| Error::BackupNotFound("none".to_owned()))?;
-    chooser.check(&chosen.manifest)?;
-    Ok(chosen)
+    let before_hole = chooser.check(&chosen.manifest)?;
+    Ok(Chosen {
+        backup: chosen,
+        before_hole,
+    })
 }
 
 struct Chooser<'a> {
@@ -110,10 +121,10 @@ impl Chooser<'_> {
         recovers && self.options.goal != Goal::Open
     }
 
-    /// Checks a chosen backup against the target.
-    fn check(&self, backup: &Manifest) -> Result<()> {
+    /// Checks a chosen backup against the target; whether there is a hole behind what the target needs.
+    fn check(&self, backup: &Manifest) -> Result<bool> {
         if !self.follows(backup) {
-            return Ok(());
+            return Ok(false);
         }
         if !self.ends_before_target(backup) {
             let (lsn, time) = (backup.stop_lsn, (self.options.time)(backup.stop_ms));
@@ -131,7 +142,8 @@ impl Chooser<'_> {
         let epoch = self.epoch(backup);
         let ancestors = epoch.history(timeline)?.unwrap_or_default();
         let coverage = epoch.coverage(backup, timeline, &ancestors)?;
-        self.check_coverage(backup, &coverage)
+        self.check_coverage(backup, &coverage)?;
+        Ok(coverage.hole.is_some())
     }
 
     /// The timeline that recovery from a backup follows, and why the backup is not on it, if it is not.

@@ -32,6 +32,9 @@ use crate::repository::tree::{Content, Entry, EntryKind, FOLLOWED};
 /// Requests that are under way at once, at least: what hides a store's latency.
 const LEAST_THREADS: usize = 2;
 
+/// The first PostgreSQL that reads WAL ahead of what it replays, and so asks for segments behind its target.
+const FIRST_LOOKING_AHEAD: u32 = 15;
+
 /// What a restore is asked to do.
 #[derive(Debug, Clone)]
 #[expect(
@@ -126,7 +129,8 @@ pub fn restore(
                 repository,
                 session,
                 options,
-                chosen: &chosen,
+                chosen: &chosen.backup,
+                before_hole: chosen.before_hole,
                 tally,
                 monitor,
                 begun,
@@ -150,6 +154,7 @@ struct Restore<'a> {
     session: &'a Session<'a>,
     options: &'a RestoreOptions,
     chosen: &'a Committed,
+    before_hole: bool,
     tally: &'a Tally,
     monitor: &'a dyn Monitor,
     begun: Instant,
@@ -254,6 +259,10 @@ impl Restore<'_> {
         let mut recovery = self.options.recovery.clone();
         if !self.chosen.manifest.online && !self.options.recovery_given {
             recovery.kind = RecoveryType::None;
+        }
+        if self.before_hole && self.chosen.manifest.version >= FIRST_LOOKING_AHEAD {
+            let setting = ("recovery_prefetch".to_owned(), "off".to_owned());
+            recovery.settings.insert(0, setting);
         }
         recovery::write(places.data(), &recovery, &self.options.stamp).map_err(Error::Cluster)
     }

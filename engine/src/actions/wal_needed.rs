@@ -117,11 +117,7 @@ impl Archive<'_> {
         for segment in &segments {
             let segment = *segment;
             if !self.wait_for_any(&[segment], self.timeout)? {
-                let seconds = self.timeout.as_secs();
-                return Err(Error::ArchiveTimeout {
-                    segment: segment.file_name(self.segment_bytes),
-                    seconds,
-                });
+                return Err(self.timed_out(segment));
             }
         }
         let proven = map(self.threads, &segments, |segments, keep| {
@@ -148,19 +144,40 @@ impl Archive<'_> {
         if self.wait_for_any(&[before], grace)? {
             return Ok(());
         }
+        let segment = self.switch(server, start.timeline)?;
+        if self.wait_for_any(&[before, segment], self.timeout)? {
+            return Ok(());
+        }
+        Err(self.timed_out(segment))
+    }
+
+    /// Ends the current segment, waits until it has arrived, and checks it; answers its name.
+    pub(super) fn prove_switch(
+        &self,
+        server: &mut dyn Server,
+        timeline: Timeline,
+    ) -> Result<String> {
+        let segment = self.switch(server, timeline)?;
+        if !self.wait_for_any(&[segment], self.timeout)? {
+            return Err(self.timed_out(segment));
+        }
+        self.prove(segment)?;
+        Ok(segment.file_name(self.segment_bytes))
+    }
+
+    /// Ends the current segment, in which there is something.
+    fn switch(&self, server: &mut dyn Server, timeline: Timeline) -> Result<Segment> {
         server
             .restore_point("pgcairn archive check")
             .map_err(Error::Cluster)?;
         let switched = server.switch_wal().map_err(Error::Cluster)?;
-        let segment =
-            Segment::holding_end(Timeline(start.timeline.0), switched, self.segment_bytes);
-        if self.wait_for_any(&[before, segment], self.timeout)? {
-            return Ok(());
-        }
-        let seconds = self.timeout.as_secs();
-        Err(Error::ArchiveTimeout {
+        Ok(Segment::holding_end(timeline, switched, self.segment_bytes))
+    }
+
+    fn timed_out(&self, segment: Segment) -> Error {
+        Error::ArchiveTimeout {
             segment: segment.file_name(self.segment_bytes),
-            seconds,
-        })
+            seconds: self.timeout.as_secs(),
+        }
     }
 }

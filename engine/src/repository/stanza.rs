@@ -87,6 +87,22 @@ pub fn add_epoch(
     }
 }
 
+/// Gives a stanza up, with all its epochs; one that does not exist is given up already.
+pub fn delete(repository: &Repository, stanza: &str) -> Result<()> {
+    loop {
+        let (newest, epochs) = read_records(repository, stanza)?;
+        if epochs.is_empty() {
+            return Ok(());
+        }
+        let key = layout::stanza(stanza, next_number(stanza, newest)?)?;
+        match put_record(repository, &key, RecordKind::Stanza, &StanzaRecord::Deleted) {
+            // Another host was faster, or our own put was: what it wrote decides.
+            Err(error) if error.is_already_there() => {}
+            put => return put,
+        }
+    }
+}
+
 /// Whether the record of an epoch is in the repository with this id, and says what is expected. One that is absent or
 /// says something else is none; one that cannot be read is an error.
 pub fn is_epoch(
@@ -197,13 +213,8 @@ mod tests {
         let repository = repository();
         add_epoch(&repository, "main", 42, 15).unwrap();
         add_epoch(&repository, "other", 43, 15).unwrap();
-        put_record(
-            &repository,
-            &layout::stanza("main", 2).unwrap(),
-            RecordKind::Stanza,
-            &StanzaRecord::Deleted,
-        )
-        .unwrap();
+        delete(&repository, "main").unwrap();
+        delete(&repository, "main").unwrap();
         assert_eq!(epochs(&repository, "main").unwrap(), []);
         assert_eq!(list_stanzas(&repository).unwrap(), ["other"]);
         assert_eq!(
