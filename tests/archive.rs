@@ -12,6 +12,7 @@ use pgcairn_engine::repository::stanza::{add_epoch, delete};
 use pgcairn_engine::storage::Storage;
 use pgcairn_engine::storage::local::LocalStorage;
 use pgcairn_tests::postgres::{Server, system_major};
+use pgcairn_tests::process::wait_until;
 use pgcairn_tests::recording::{Recording, Verb};
 use pgcairn_tests::stanza::{STANZA, Stanza};
 
@@ -133,4 +134,90 @@ fn a_damaged_memory_of_the_epoch_costs_a_listing_and_nothing_else() {
         push(&storage, &options, &segment(&stanza, 4)),
         Pushed::AlreadyThere
     );
+}
+
+/// A running cluster that archives with these options besides.
+fn archiving_with(options: &str) -> Stanza {
+    let stanza = Stanza::archiving(system_major(), &[], "");
+    let spool = stanza.server.make_folder("spool");
+    let mut config = fs::read_to_string(&stanza.config).unwrap();
+    config.push_str(&format!("spool-path={}\n{options}\n", spool.display()));
+    fs::write(&stanza.config, config).unwrap();
+    stanza
+}
+
+/// Fills segments, without waiting for any to be archived; answers the name of the last.
+fn fill_segments(server: &Server, count: usize) -> String {
+    let mut last = String::new();
+    for n in 0..count {
+        server.value(&format!("SELECT pg_create_restore_point('segment {n}')"));
+        last = server.value("SELECT pg_walfile_name(pg_switch_wal())");
+    }
+    last
+}
+
+fn wait_until_archived(server: &Server, segment: &str) {
+    let sql = "SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver";
+    wait_until("the segment is archived", || {
+        (server.value(sql).as_str() >= segment).then_some(())
+    });
+}
+
+#[test]
+fn asynchronous_archiving_loses_nothing_when_the_store_comes_and_goes() {
+    let stanza = archiving_with("archive-async=y");
+    let server = &stanza.server;
+    stanza.backup("full", &[]);
+    wait_until_archived(server, &fill_segments(server, 5));
+    let away = server.folder().join("away");
+    fs::rename(&stanza.repository, &away).unwrap();
+    let last = fill_segments(server, 3);
+    let failures = "SELECT failed_count > 0 FROM pg_stat_archiver";
+    wait_until("archiving has failed", || {
+        (server.value(failures) == "t").then_some(())
+    });
+    fs::rename(&away, &stanza.repository).unwrap();
+    wait_until_archived(server, &last);
+    let timeline = &stanza.info()["archive"][0]["timeline"][0];
+    assert_eq!(
+        timeline["missing"].as_array().unwrap().len(),
+        0,
+        "{timeline}"
+    );
+    assert!(timeline["present"][0]["stop"].as_str().unwrap() >= last.as_str());
+}
+
+#[test]
+fn wal_that_is_dropped_is_known_as_a_gap_and_never_as_the_end() {
+    for mode in ["archive-async=y", "archive-async=n"] {
+        let stanza = archiving_with(&format!("{mode}\narchive-push-queue-max=40MB"));
+        let server = &stanza.server;
+        stanza.backup("full", &[]);
+        stanza.archive_all();
+        let away = server.folder().join("away");
+        fs::rename(&stanza.repository, &away).unwrap();
+        let dropped = server.value("SELECT pg_walfile_name(pg_current_wal_insert_lsn())");
+        fill_segments(server, 4);
+        wait_until_archived(server, &dropped);
+        fs::rename(&away, &stanza.repository).unwrap();
+        // At the latest with the next segment, the gap is recorded.
+        wait_until_archived(server, &fill_segments(server, 1));
+        let missing = &stanza.info()["archive"][0]["timeline"][0]["missing"];
+        assert_eq!(missing[0]["start"], dropped.as_str(), "{mode}: {missing}");
+        let target = server.folder().join("fetched");
+        let get = ["archive-get", &dropped, target.to_str().unwrap()];
+        let get = stanza.pgcairn(["--archive-timeout=1"].iter().chain(&get));
+        assert_eq!(get.code, Some(126), "{mode}");
+        assert!(
+            get.stderr.contains("dropped by archive-push"),
+            "{}",
+            get.stderr
+        );
+        let check = stanza.pgcairn(["--no-archive-check", "check"]);
+        assert!(
+            check.stdout.contains("wrong   archived WAL"),
+            "{}",
+            check.stdout
+        );
+    }
 }

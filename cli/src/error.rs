@@ -128,6 +128,14 @@ pub(crate) enum Error {
     Stopped { what: String },
     #[error("stop file does not exist for stanza '{stanza}'")]
     NotStopped { stanza: String },
+    #[error("WAL file '{name}' was not pushed: {why}")]
+    NotPushed { name: String, why: String },
+    #[error(
+        "unable to push WAL file '{name}' to the archive asynchronously after {seconds} second(s)"
+    )]
+    PushTimeout { name: String, seconds: u64 },
+    #[error("unable to start a process")]
+    Spawn { source: io::Error },
     #[error("unable to write to standard output")]
     Output { source: io::Error },
     #[error("unable to find the path of this program")]
@@ -172,6 +180,8 @@ impl Error {
                 exit::FORMAT
             }
             Error::Locked { .. } => exit::LOCKED,
+            Error::NotPushed { .. } | Error::Spawn { .. } => exit::FILE_WRITE,
+            Error::PushTimeout { .. } => exit::ARCHIVE_TIMEOUT,
             Error::Stopped { .. } => exit::STOPPED,
             Error::NotStopped { .. } => exit::FILE_MISSING,
             Error::LockFile { .. } | Error::Output { .. } => exit::FILE_WRITE,

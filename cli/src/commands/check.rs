@@ -6,7 +6,7 @@ use pgcairn_engine::actions::{self, CheckItem, CheckOptions, Verdict};
 use pgcairn_engine::cluster::server::Server;
 use serde_json::{Value, json};
 
-use super::{location, reach, stanza, threads};
+use super::{location, push_spool, reach, stanza, threads};
 use crate::clock;
 use crate::error::Error;
 use crate::report;
@@ -16,6 +16,7 @@ pub(super) fn run(settings: &Settings) -> Result<u8, Error> {
     let options = CheckOptions {
         stanza: stanza(settings).to_owned(),
         pgdata: settings.path("pg1-path"),
+        spool: settings.flag("archive-async").then(|| push_spool(settings)),
         archive_check: settings.flag("archive-check"),
         archive_mode_check: settings.flag("archive-mode-check"),
         archive_timeout: settings.duration("archive-timeout"),

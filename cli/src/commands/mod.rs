@@ -10,7 +10,7 @@ mod stanza_end;
 mod start_stop;
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
@@ -24,7 +24,7 @@ use serde_json::Value;
 use crate::error::Error;
 use crate::exit;
 use crate::log::Log;
-use crate::options::Command;
+use crate::options::{self, Command, Group};
 use crate::progress::Progress;
 use crate::settings::{Origin, Settings};
 use crate::{arguments, config, help, lock, report};
@@ -213,6 +213,21 @@ fn compress_level(settings: &Settings) -> i32 {
         .number("compress-level")
         .and_then(|level| i32::try_from(level).ok())
         .unwrap_or(3)
+}
+
+/// The options that another command of the same stanza needs and that the configuration file does not hold.
+fn arguments_for(settings: &Settings, command: Command) -> Vec<String> {
+    settings.arguments(|name, setting| {
+        let row = options::find(name, command).filter(|row| row.group != Group::Log);
+        row.is_some_and(|row| !row.secret)
+            && matches!(setting.origin, Origin::CommandLine | Origin::Environment)
+    })
+}
+
+/// Where it is written down what became of pushed WAL.
+fn push_spool(settings: &Settings) -> PathBuf {
+    let spool = settings.path("spool-path");
+    spool.join("archive").join(stanza(settings)).join("out")
 }
 
 /// The name of this machine.

@@ -8,20 +8,21 @@ use pgcairn_engine::cluster::recovery::{Recovery, RecoveryType};
 use pgcairn_engine::monitor::Tally;
 use pgcairn_engine::wal_name::Timeline;
 
-use super::{host, open_repository, stanza, take_lock, tell, threads};
+use super::{arguments_for, host, open_repository, push_spool, stanza, take_lock, tell, threads};
 use crate::clock;
 use crate::error::Error;
 use crate::log::Log;
-use crate::options::{self, Command, Group};
+use crate::options::Command;
 use crate::progress::Progress;
 use crate::report;
-use crate::settings::{Origin, Settings};
+use crate::settings::Settings;
 
 pub(super) fn run(settings: &Settings, log: &Log) -> Result<u8, Error> {
     let _lock = take_lock(settings, "restore")?;
     let options = options(settings)?;
     let repository = open_repository(settings)?;
     let (tally, progress) = (Tally::default(), Progress::new(log));
+    actions::forget_statuses(&push_spool(settings));
     let summary = actions::restore(&repository, &options, &tally, &progress)?;
     tell(
         settings,
@@ -163,11 +164,7 @@ fn recovery(settings: &Settings, restore_command: &str) -> Recovery {
 
 /// This program with the options that `archive-get` needs and that the configuration file does not hold.
 fn restore_command(settings: &Settings, program: &str) -> String {
-    let given = settings.arguments(|name, setting| {
-        let row = options::find(name, Command::ArchiveGet).filter(|row| row.group != Group::Log);
-        row.is_some_and(|row| !row.secret)
-            && matches!(setting.origin, Origin::CommandLine | Origin::Environment)
-    });
+    let given = arguments_for(settings, Command::ArchiveGet);
     let words = std::iter::once(program.to_owned())
         .chain(given)
         .map(|word| quoted(&word));

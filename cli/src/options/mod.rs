@@ -110,6 +110,8 @@ pub(crate) enum Kind {
     Number(i64, i64),
     /// A duration in seconds, or with a suffix (ms, s, m, h, d, w); never zero, at most a week.
     Duration,
+    /// A size in bytes, or with a suffix (B, KB, MB, GB, TB, each also as KiB …).
+    Size,
     /// One of these words.
     Choice(&'static [&'static str]),
     /// An absolute path.

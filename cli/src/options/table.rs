@@ -5,7 +5,7 @@ use super::Command::{
     StanzaUpgrade, Start, Stop, Version,
 };
 use super::Effect::{Nothing, Unsupported};
-use super::Kind::{Choice, Duration, Flag, List, Number, Pairs, Path, Text};
+use super::Kind::{Choice, Duration, Flag, List, Number, Pairs, Path, Size, Text};
 use super::Place::{CommandLine, StanzaSection};
 use super::{Command, Group, OptionRow};
 
@@ -107,11 +107,17 @@ pub(crate) const OPTIONS: &[OptionRow] = &[
     own(
         "archive-async",
         Flag,
-        ARCHIVE,
-        "push/get WAL segments asynchronously",
+        &[ArchiveGet],
+        "get WAL segments asynchronously; each is fetched when it is asked for here",
     )
-    .default("n")
-    .effect(Unsupported),
+    .effect(Nothing),
+    own(
+        "archive-async",
+        Flag,
+        &[ArchivePush, Check],
+        "push WAL segments asynchronously",
+    )
+    .default("n"),
     own(
         "archive-check",
         Flag,
@@ -149,6 +155,12 @@ pub(crate) const OPTIONS: &[OptionRow] = &[
         "check the PostgreSQL archive_mode setting",
     )
     .default("y"),
+    own(
+        "archive-push-queue-max",
+        Size,
+        &[ArchivePush],
+        "drop WAL segments, and record the gap, when more than this waits",
+    ),
     own(
         "archive-timeout",
         Duration,
@@ -460,10 +472,11 @@ pub(crate) const OPTIONS: &[OptionRow] = &[
     OptionRow::new(
         "spool-path",
         Path,
-        ARCHIVE,
-        "path where transient data is stored; no effect here",
+        &[ArchivePush, Check, Restore],
+        "path where transient data is stored",
     )
-    .effect(Nothing),
+    .default("/var/spool/pgcairn"),
+    OptionRow::new("spool-path", Path, &[ArchiveGet], "no effect here").effect(Nothing),
     OptionRow::new("stanza", Text, WITH_CLUSTER, "defines the stanza")
         .place(CommandLine)
         .required(),

@@ -4,9 +4,12 @@
 //! skipped, and say so. Writes nothing but what a probe writes and removes, a restore point, and the WAL segment that is
 //! ended and must arrive. On a standby, nothing is asked that only a primary can answer.
 
+use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+
+use rustix::fs::statvfs;
 
 use crate::actions::error::{Error, Result};
 use crate::actions::info::wal_of;
@@ -23,6 +26,9 @@ use crate::storage::Storage;
 /// Clocks that are further apart than this make times in listings misleading.
 const CLOCKS_APART_MS: u64 = 60_000;
 
+/// Statuses are small, but a full disk loses them, and with them archiving.
+const LEAST_SPOOL_BYTES: u64 = 16 << 20;
+
 /// What a check needs to know.
 #[derive(Debug, Clone)]
 pub struct CheckOptions {
@@ -30,6 +36,8 @@ pub struct CheckOptions {
     pub stanza: String,
     /// The cluster's data directory.
     pub pgdata: PathBuf,
+    /// The folder of the spool, where archiving uses one.
+    pub spool: Option<PathBuf>,
     /// End a WAL segment, and wait for it in the repository.
     pub archive_check: bool,
     /// Refuse `archive_mode=always`, and commands that are not ours.
@@ -78,6 +86,7 @@ pub fn check(
         Ok((format!("PostgreSQL {version}, system id {id}"), control))
     });
     let storage = check.ask("storage", || storage.map(|found| (found.describe(), found)));
+    check.spool();
     check.permissions(storage.as_deref());
     let repository = check.repository(storage);
     let epoch = check.epoch(repository.as_ref(), control.as_ref());
@@ -113,6 +122,30 @@ impl Check<'_> {
     fn skip(&mut self, name: &'static str, why: &'static str) {
         let verdict = Verdict::Skipped(why);
         self.items.push(CheckItem { name, verdict });
+    }
+
+    fn spool(&mut self) {
+        let Some(spool) = &self.options.spool else {
+            return self.skip("spool", "archive-async is off");
+        };
+        self.ask("spool", || {
+            let failed = |source| Error::Local {
+                doing: "use the spool",
+                path: spool.clone(),
+                source,
+            };
+            fs::create_dir_all(spool).map_err(failed)?;
+            let space = statvfs(spool).map_err(|error| failed(error.into()))?;
+            let free_bytes = space.f_bavail.saturating_mul(space.f_frsize);
+            if free_bytes < LEAST_SPOOL_BYTES {
+                return Err(Error::SpoolFull {
+                    path: spool.clone(),
+                    free_bytes,
+                });
+            }
+            let free = free_bytes >> 20;
+            Ok((format!("{free} MB are free in {}", spool.display()), ()))
+        });
     }
 
     fn permissions(&mut self, storage: Option<&dyn Storage>) {

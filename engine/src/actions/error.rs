@@ -265,6 +265,14 @@ pub enum Error {
         /// By how much.
         seconds: u64,
     },
+    /// There is hardly any room left for the spool.
+    #[error("{path} has {free_bytes} bytes left")]
+    SpoolFull {
+        /// The spool's folder.
+        path: PathBuf,
+        /// What is free.
+        free_bytes: u64,
+    },
     /// A timeline history file in the archive is damaged.
     #[error("{name} in the archive is damaged")]
     HistoryDamaged {
@@ -467,6 +475,7 @@ impl Error {
             Error::LinkPath { .. } | Error::UnknownLink(_) => ErrorKind::LinkMap,
             Error::ClockBehind { .. } | Error::ClocksApart { .. } => ErrorKind::Clock,
             Error::WalMissing { .. } => ErrorKind::WalMissing,
+            Error::SpoolFull { .. } => ErrorKind::Full,
             Error::Invalid(_) => ErrorKind::Invalid,
         }
     }

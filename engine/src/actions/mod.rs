@@ -6,6 +6,7 @@
 
 mod archive;
 mod archive_push;
+mod archive_queue;
 mod assemble;
 mod backup;
 mod check;
@@ -40,6 +41,10 @@ mod wal_window;
 
 pub use archive::{ArchiveOptions, Got, archive_get};
 pub use archive_push::{Pushed, archive_push};
+pub use archive_queue::{
+    PushStatus, QueueOptions, QueueSummary, drop_if_too_many, forget_failure, forget_statuses,
+    push_queue, push_status,
+};
 pub use backup::{BackupOptions, BackupSummary, backup};
 pub use check::{CheckItem, CheckOptions, Verdict, check};
 pub use error::{Error, ErrorKind, Result};
