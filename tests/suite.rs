@@ -2,8 +2,14 @@
 
 mod archive;
 mod check;
+mod crash;
+mod damage;
+mod delta;
+mod formats;
 mod harness;
+mod index_tools;
 mod layering;
+mod pages;
 mod pitr;
 mod postgres;
 mod postgres_files;

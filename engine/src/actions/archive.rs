@@ -2,7 +2,7 @@
 //!
 //! Promises: a get answers "not there" only if that is the end of the WAL as far as anybody can tell: the repository and
 //! the stanza were read, the file is absent, no gap record covers it, and no later segment of its timeline exists; every
-//! other answer is an error, "cannot tell".
+//! other answer is an error, "cannot tell". What it hands over is the segment of that name, and of this cluster.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -12,12 +12,13 @@ use std::time::{Duration, Instant};
 use crate::actions::error::{Error, Result};
 use crate::actions::pipeline::pause;
 use crate::actions::stanza::{epoch_of, epochs_of};
-use crate::cluster::control_file;
+use crate::cluster::control_file::{self, ControlFile};
+use crate::cluster::wal_header;
 use crate::ids::Namer;
 use crate::pack::wal as wal_object;
 use crate::repository::stanza::Epoch;
-use crate::repository::{Repository, wal};
-use crate::wal_name::{Timeline, WalFile};
+use crate::repository::{Repository, layout, wal};
+use crate::wal_name::{Segment, Timeline, WalFile};
 
 /// How often a segment that may still arrive is looked for.
 const POLL: Duration = Duration::from_millis(200);
@@ -58,6 +59,55 @@ pub(super) fn as_archiving(mut error: Error) -> Error {
     error
 }
 
+/// The file that an object of the archive holds.
+pub(super) fn decode(object: &[u8], key: String) -> Result<Vec<u8>> {
+    let namer = Namer::plain();
+    wal_object::decode(&namer, object).map_err(|source| Error::WalDamaged { key, source })
+}
+
+/// The key of a file in the archive, as errors name it.
+pub(super) fn key_of(stanza: &str, epoch: &str, name: &str) -> Result<String> {
+    layout::wal(stanza, epoch, name)
+        .map(|key| key.to_string())
+        .map_err(Error::Repository)
+}
+
+/// Checks by its header that a segment of `bytes` is what its name says, and of this cluster.
+pub(super) fn check_header(
+    head: &[u8],
+    bytes: u64,
+    name: &str,
+    control: &ControlFile,
+    foreign: impl Fn(String) -> Error,
+) -> Result<()> {
+    let header = wal_header::parse(head).map_err(|error| foreign(error.to_string()))?;
+    if header.system_id != control.system_id {
+        return Err(foreign(format!(
+            "system id {}, the cluster has {}",
+            header.system_id, control.system_id
+        )));
+    }
+    if header.version != control.version {
+        return Err(foreign(format!(
+            "PostgreSQL {}, the cluster is {}",
+            header.version, control.version
+        )));
+    }
+    let segment_bytes = header.segment_bytes;
+    if bytes != u64::from(segment_bytes) {
+        return Err(foreign(format!(
+            "{bytes} bytes long, a segment has {segment_bytes}"
+        )));
+    }
+    let segment = name.split('.').next().unwrap_or_default();
+    let named =
+        Segment::parse(segment, segment_bytes).map_err(|error| foreign(error.to_string()))?;
+    if named.number * u64::from(segment_bytes) != header.page_address.0 {
+        return Err(foreign(format!("it begins at {}", header.page_address)));
+    }
+    Ok(())
+}
+
 /// Fetches one WAL file to `destination`, which is relative to the data directory, as `%p` is.
 pub fn archive_get(
     repository: &Repository,
@@ -65,7 +115,7 @@ pub fn archive_get(
     name: &str,
     destination: &Path,
 ) -> Result<Got> {
-    WalFile::of(name).map_err(|_| Error::NotWal(name.to_owned()))?;
+    let kind = WalFile::of(name).map_err(|_| Error::NotWal(name.to_owned()))?;
     let control = control_file::read(&options.pgdata).map_err(Error::Cluster)?;
     let epochs: Vec<Epoch> = epochs_of(repository, &options.stanza)?
         .into_iter()
@@ -85,7 +135,18 @@ pub fn archive_get(
             name,
         ) {
             Ok(object) => {
-                write(&options.pgdata.join(destination), &decode(&object, name)?)?;
+                let key = key_of(&options.stanza, &epoch.name(), name)?;
+                let raw = decode(&object, key.clone())?;
+                // PostgreSQL would take another segment's content for the end of the WAL.
+                if options.header_check && matches!(kind, WalFile::Segment | WalFile::Partial) {
+                    check_header(&raw, raw.len() as u64, name, &control, |found| {
+                        Error::WalMisplaced {
+                            key: key.clone(),
+                            found,
+                        }
+                    })?;
+                }
+                write(&options.pgdata.join(destination), &raw)?;
                 return Ok(Got::Fetched);
             }
             Err(error) if error.is_not_found() => {}
@@ -103,15 +164,6 @@ pub fn archive_get(
         // Segments may arrive out of order.
         pause(POLL);
     }
-}
-
-/// The file that an object of the archive holds.
-pub(super) fn decode(object: &[u8], name: &str) -> Result<Vec<u8>> {
-    let namer = Namer::plain();
-    wal_object::decode(&namer, object).map_err(|source| Error::WalDamaged {
-        name: name.to_owned(),
-        source,
-    })
 }
 
 /// What says that the WAL does not end before this absent file, if anything does.

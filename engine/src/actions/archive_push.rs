@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::actions::archive::{ArchiveOptions, as_archiving, decode};
+use crate::actions::archive::{ArchiveOptions, as_archiving, check_header, decode, key_of};
 use crate::actions::epoch_cache::{self, Remembered};
 use crate::actions::error::{Error, Result};
 use crate::actions::pipeline::{both, map};
@@ -23,7 +23,7 @@ use crate::pack::wal::{self as wal_object, LARGEST_FILE, PIECE_BYTES, SealedPiec
 use crate::pack::writer::Sealer;
 use crate::repository::{self, wal};
 use crate::storage::{ErrorKind, Storage};
-use crate::wal_name::{Segment, WalFile};
+use crate::wal_name::WalFile;
 
 /// What became of a push.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,7 +129,8 @@ impl<'a> Source<'a> {
                         Error::Repository(if read.is_not_found() { error } else { read })
                     })?;
                 let raw = fs::read(self.path).map_err(self.failed())?;
-                if decode(&stored, self.name)? == raw {
+                let key = key_of(&options.stanza, epoch, self.name)?;
+                if decode(&stored, key)? == raw {
                     return Ok(Pushed::AlreadyThere);
                 }
                 Err(Error::WalDuplicate {
@@ -163,44 +164,18 @@ impl<'a> Source<'a> {
         wal_object::assemble(&sealed).map_err(damaged)
     }
 
-    /// Checks that a segment is what its name says, and of this cluster.
     fn check_header(&self, control: &ControlFile) -> Result<()> {
-        let foreign = |found: String| Error::ForeignWal {
-            path: self.path.to_owned(),
-            found,
-        };
-        let mut start =
-            vec![0; wal_header::BYTES.min(usize::try_from(self.bytes).unwrap_or(usize::MAX))];
+        let bytes = usize::try_from(self.bytes).unwrap_or(usize::MAX);
+        let mut head = vec![0; wal_header::BYTES.min(bytes)];
         self.file
-            .read_exact_at(&mut start, 0)
+            .read_exact_at(&mut head, 0)
             .map_err(self.failed())?;
-        let header = wal_header::parse(&start).map_err(|error| foreign(error.to_string()))?;
-        if header.system_id != control.system_id {
-            return Err(foreign(format!(
-                "system id {}, the cluster has {}",
-                header.system_id, control.system_id
-            )));
-        }
-        if header.version != control.version {
-            return Err(foreign(format!(
-                "PostgreSQL {}, the cluster is {}",
-                header.version, control.version
-            )));
-        }
-        let segment_bytes = header.segment_bytes;
-        if self.bytes != u64::from(segment_bytes) {
-            return Err(foreign(format!(
-                "{} bytes long, a segment has {segment_bytes}",
-                self.bytes
-            )));
-        }
-        let segment = self.name.split('.').next().unwrap_or_default();
-        let named =
-            Segment::parse(segment, segment_bytes).map_err(|error| foreign(error.to_string()))?;
-        if named.number * u64::from(segment_bytes) != header.page_address.0 {
-            return Err(foreign(format!("it begins at {}", header.page_address)));
-        }
-        Ok(())
+        check_header(&head, self.bytes, self.name, control, |found| {
+            Error::ForeignWal {
+                path: self.path.to_owned(),
+                found,
+            }
+        })
     }
 }
 

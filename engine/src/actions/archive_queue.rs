@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::actions::archive::ArchiveOptions;
 use crate::actions::archive_push::{Pushed, archive_push};
-use crate::actions::error::{Error, Result};
+use crate::actions::error::{Error, Result, with_causes};
 use crate::actions::pipeline::map;
 use crate::actions::stanza::epoch_of;
 use crate::cluster::control_file;
@@ -151,7 +151,7 @@ fn fail_all(options: &QueueOptions, error: Error) -> Result<QueueSummary> {
         });
     }
     for name in &waiting {
-        write_status(&options.spool, name, ERROR, &chain(&error))?;
+        write_status(&options.spool, name, ERROR, &with_causes(&error))?;
     }
     Err(error)
 }
@@ -176,7 +176,7 @@ fn push_all(storage: &Arc<dyn Storage>, options: &QueueOptions, names: &[String]
                     OK,
                     format!("{name} is in the archive already, with the same bytes"),
                 ),
-                Err(error) => (ERROR, chain(&error)),
+                Err(error) => (ERROR, with_causes(&error)),
             };
             failed.fetch_or(kind == ERROR, Ordering::Relaxed);
             write_status(&options.spool, name, kind, &text)?;
@@ -333,15 +333,4 @@ fn local(doing: &'static str, path: &Path, source: io::Error) -> Error {
         path: path.to_owned(),
         source,
     }
-}
-
-/// An error with its causes in one line, as a status keeps it.
-fn chain(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(source) = cause {
-        text = format!("{text}: {source}");
-        cause = source.source();
-    }
-    text
 }

@@ -13,7 +13,7 @@ use rustix::fs::statvfs;
 
 use crate::actions::error::{Error, Result};
 use crate::actions::info::wal_of;
-use crate::actions::label::committed;
+use crate::actions::label::backups;
 use crate::actions::online::{check_archiving, check_same};
 use crate::actions::stanza::epoch_of;
 use crate::actions::wal_needed::Archive;
@@ -210,8 +210,8 @@ impl Check<'_> {
         };
         let stanza = &self.options.stanza;
         self.ask("archived WAL", || {
-            let backups = committed(repository, stanza)?;
-            let ours = backups.iter().rev().map(|backup| &backup.manifest);
+            let found = backups(repository, stanza)?.committed;
+            let ours = found.iter().rev().map(|backup| &backup.manifest);
             let newest = ours.into_iter().find(|backup| backup.epoch == epoch.n);
             let Some(newest) = newest else {
                 return Ok(("no backup needs any yet".to_owned(), ()));

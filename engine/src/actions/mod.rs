@@ -28,7 +28,9 @@ mod pipeline;
 mod places;
 mod plan;
 mod recovery_target;
+mod reindex;
 mod restore;
+mod run_lock;
 mod session;
 mod stanza;
 mod stanza_end;
@@ -48,10 +50,14 @@ pub use archive_queue::{
 pub use backup::{BackupOptions, BackupSummary, backup};
 pub use check::{CheckItem, CheckOptions, Verdict, check};
 pub use error::{Error, ErrorKind, Result};
-pub use info::{EpochInfo, StanzaInfo, info};
+pub use info::{EpochInfo, StanzaInfo, UnreadableBackup, info};
 pub use open::{StorageLocation, create_storage, open_repository, open_storage};
 pub use pages::PageVerdict;
 pub use recovery_target::Goal;
+pub use reindex::{
+    IndexOptions, IndexRebuilt, IndexVerified, index_segments, open_index, rebuild_index,
+    verify_index,
+};
 pub use restore::{RestoreOptions, RestoreSummary, restore};
 pub use stanza::{StanzaCreateOptions, StanzaCreateSummary, stanza_create, stanza_upgrade};
 pub use stanza_end::{StanzaDeleteOptions, StanzaDeleteSummary, stanza_delete};

@@ -5,13 +5,15 @@
 //! Refuses a target that cannot be reached, with the reason and with what can be reached; and to pick an older backup by
 //! itself because the newest timeline left the newest backup behind: that is how an accidental promotion looks.
 
+use std::cell::RefCell;
+
 use crate::actions::error::{Error, Result};
-use crate::actions::label::{Committed, committed};
+use crate::actions::label::{Committed, backups, newest};
 use crate::actions::restore::RestoreOptions;
 use crate::actions::wal_path::{Coverage, Epoch, TimelineGoal};
 use crate::monitor::Monitor;
 use crate::repository::Repository;
-use crate::repository::snapshot::Manifest;
+use crate::repository::snapshot::{self, Manifest, Snapshot};
 use crate::wal_name::{Lsn, Timeline};
 
 /// How far the clocks of a server and of a store may be apart; S3 refuses requests beyond it.
@@ -48,27 +50,24 @@ pub(super) fn choose(
     options: &RestoreOptions,
     monitor: &dyn Monitor,
 ) -> Result<Chosen> {
-    let backups = committed(repository, &options.stanza)?;
+    let stanza = &options.stanza;
+    let listed = snapshot::list(repository, stanza).map_err(Error::Repository)?;
     let chooser = Chooser {
         repository,
         options,
         monitor,
     };
-    let at = match &options.set {
-        Some(label) => backups
-            .iter()
-            .position(|backup| backup.manifest.label == *label)
+    // Which backup is the newest must not depend on what can be read.
+    let backup = match &options.set {
+        Some(label) => newest(repository, &listed, |other| other == label, |_| true, Err)?
             .ok_or_else(|| {
-                let stanza = &options.stanza;
                 Error::BackupNotFound(format!("stanza {stanza} has no backup {label}"))
             })?,
-        None => chooser.newest(&backups)?,
+        None => chooser.newest(&listed)?,
     };
-    let chosen = backups.into_iter().nth(at);
-    let chosen = chosen.ok_or_else(|| Error::BackupNotFound("none".to_owned()))?;
-    let before_hole = chooser.check(&chosen.manifest)?;
+    let before_hole = chooser.check(&backup.manifest)?;
     Ok(Chosen {
-        backup: chosen,
+        backup,
         before_hole,
     })
 }
@@ -81,30 +80,47 @@ struct Chooser<'a> {
 
 impl Chooser<'_> {
     /// The newest backup that can reach the target.
-    fn newest(&self, backups: &[Committed]) -> Result<usize> {
-        let Some(oldest) = backups.first() else {
-            let stanza = &self.options.stanza;
-            return Err(Error::BackupNotFound(format!("stanza {stanza} has none")));
-        };
-        for (at, backup) in backups.iter().enumerate().rev() {
-            let manifest = &backup.manifest;
-            if !self.ends_before_target(manifest) {
-                continue;
+    fn newest(&self, listed: &[Snapshot]) -> Result<Committed> {
+        let any = |_: &str| true;
+        // Of a timeline that was asked for by number, every backup will do that lies on it.
+        if matches!(self.options.timeline, TimelineGoal::This(_)) {
+            let failure = RefCell::new(None);
+            let on_it = |manifest: &Manifest| {
+                let way = self.way(manifest).map(|(_, trouble)| trouble.is_none());
+                let on_it = way.unwrap_or_else(|error| {
+                    *failure.borrow_mut() = Some(error);
+                    false
+                });
+                self.ends_before_target(manifest) && on_it
+            };
+            let found = newest(self.repository, listed, any, on_it, Err)?;
+            if let Some(error) = failure.into_inner() {
+                return Err(error);
             }
-            // Of a timeline that was asked for by number, every backup will do that lies on it.
-            let asked = matches!(self.options.timeline, TimelineGoal::This(_));
-            if asked && at > 0 && self.follows(manifest) && self.way(manifest)?.1.is_some() {
-                continue;
+            if let Some(found) = found {
+                return Ok(found);
             }
-            return Ok(at);
         }
-        let oldest = &oldest.manifest;
+        let fits = |manifest: &Manifest| self.ends_before_target(manifest);
+        match newest(self.repository, listed, any, fits, Err)? {
+            Some(found) => Ok(found),
+            None => Err(self.no_backup()?),
+        }
+    }
+
+    /// Why no backup will do.
+    fn no_backup(&self) -> Result<Error> {
+        let stanza = &self.options.stanza;
+        let backups = backups(self.repository, stanza)?.committed;
+        let Some(oldest) = backups.first().map(|backup| &backup.manifest) else {
+            return Ok(Error::BackupNotFound(format!("stanza {stanza} has none")));
+        };
         let why = format!("no backup ended before it, the oldest is {}", oldest.label);
         let window = match self.options.goal {
             Goal::Lsn(_) => format!("from {} on", oldest.stop_lsn),
             _ => format!("from {} on", (self.options.time)(oldest.stop_ms)),
         };
-        Err(self.unreachable(why, Some(window)))
+        Ok(self.unreachable(why, Some(window)))
     }
 
     fn ends_before_target(&self, backup: &Manifest) -> bool {

@@ -7,10 +7,10 @@
 use std::path::PathBuf;
 
 use crate::actions::error::{Error, Result};
-use crate::actions::label::committed;
 use crate::actions::stanza::epochs_of;
 use crate::cluster::running::refuse_running;
 use crate::repository::forget::{self, Tombstone};
+use crate::repository::snapshot::{self, Register};
 use crate::repository::{Repository, stanza};
 
 /// Which stanza is given up.
@@ -49,8 +49,15 @@ pub fn stanza_delete(
         host: options.host.clone(),
     };
     let mut backups = 0;
-    for backup in committed(repository, &options.stanza)? {
-        let (label, run) = (&backup.snapshot.label, backup.snapshot.run);
+    let listed = snapshot::list(repository, &options.stanza).map_err(Error::Repository)?;
+    for snapshot in listed.iter().filter(|listed| !listed.forgotten) {
+        match snapshot::read(repository, snapshot) {
+            Ok(Register::Fenced) => continue,
+            // What cannot be read is given up with the rest.
+            Err(error) if !error.is_damage() => return Err(Error::Repository(error)),
+            Ok(Register::Committed(_)) | Err(_) => {}
+        }
+        let (label, run) = (&snapshot.label, snapshot.run);
         forget::put(repository, &options.stanza, label, run, &tombstone)
             .map_err(Error::Repository)?;
         backups += 1;

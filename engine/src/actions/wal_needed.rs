@@ -7,6 +7,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::actions::archive::key_of;
 use crate::actions::error::{Error, Result};
 use crate::actions::pipeline::{map, pause};
 use crate::cluster::server::Server;
@@ -43,13 +44,13 @@ impl Archive<'_> {
     /// Checks that a segment that is there is the one that its name says.
     fn prove(&self, segment: Segment) -> Result<()> {
         let name = segment.file_name(self.segment_bytes);
-        let unfit = |why: String| Error::WalUnfit {
-            name: name.clone(),
-            why,
+        let key = key_of(self.stanza, &self.epoch.name(), &name)?;
+        let unfit = |found: String| Error::WalMisplaced {
+            key: key.clone(),
+            found,
         };
         let stored = self.present(&name)?;
-        let stored =
-            stored.ok_or_else(|| unfit("it was removed while the backup ran".to_owned()))?;
+        let stored = stored.ok_or_else(|| self.timed_out(segment))?;
         let mut fetch = |offset: u64, buffer: &mut [u8]| {
             let epoch = self.epoch.name();
             wal::get_range(self.repository, self.stanza, &epoch, &name, offset, buffer)
@@ -59,7 +60,7 @@ impl Archive<'_> {
                 |error| match error {
                     ReadError::Fetch(error) => Error::Repository(error),
                     ReadError::Pack(source) => Error::WalDamaged {
-                        name: name.clone(),
+                        key: key.clone(),
                         source,
                     },
                 },

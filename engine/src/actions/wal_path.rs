@@ -4,7 +4,7 @@
 //! the newer timeline, or else from the older one. A hole is told from the end of the WAL by the same rule as
 //! `archive-get` has: something later is there, or a gap record says that something was dropped.
 
-use crate::actions::archive::decode;
+use crate::actions::archive::{decode, key_of};
 use crate::actions::error::{Error, Result};
 use crate::cluster::timeline_history::{self, Ancestor};
 use crate::repository::Repository;
@@ -87,7 +87,7 @@ impl Epoch<'_> {
             &self.name,
             &name,
         ) {
-            Ok(object) => decode(&object, &name).map(Some),
+            Ok(object) => decode(&object, key_of(self.stanza, &self.name, &name)?).map(Some),
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(Error::Repository(error)),
         }
