@@ -1,6 +1,7 @@
 //! All tests that need more than one module, a process or a server: one program, so that it is linked once.
 
 mod archive;
+mod calls;
 mod check;
 mod crash;
 mod damage;
@@ -8,6 +9,7 @@ mod delta;
 mod formats;
 mod harness;
 mod index_tools;
+mod kill;
 mod layering;
 mod pages;
 mod pitr;

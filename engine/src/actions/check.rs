@@ -19,6 +19,7 @@ use crate::actions::stanza::epoch_of;
 use crate::actions::wal_needed::Archive;
 use crate::cluster::control_file::{self, ControlFile};
 use crate::cluster::server::{Identity, Server};
+use crate::repository::snapshot;
 use crate::repository::stanza::Epoch;
 use crate::repository::{self, Repository, probe};
 use crate::storage::Storage;
@@ -210,7 +211,8 @@ impl Check<'_> {
         };
         let stanza = &self.options.stanza;
         self.ask("archived WAL", || {
-            let found = backups(repository, stanza)?.committed;
+            let listed = snapshot::list(repository, stanza).map_err(Error::Repository)?;
+            let found = backups(repository, &listed)?.committed;
             let ours = found.iter().rev().map(|backup| &backup.manifest);
             let newest = ours.into_iter().find(|backup| backup.epoch == epoch.n);
             let Some(newest) = newest else {

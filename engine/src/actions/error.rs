@@ -56,7 +56,7 @@ pub enum Error {
         /// The backup.
         label: String,
         /// What is wrong with the record.
-        source: repository::Error,
+        source: Box<repository::Error>,
     },
     /// A chunk that a backup needs cannot be had from any copy.
     #[error("chunk {chunk} of {needed_by} is damaged or missing")]

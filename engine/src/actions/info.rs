@@ -86,7 +86,8 @@ fn of_stanza(
     name: String,
     epochs: &[stanza::Epoch],
 ) -> Result<StanzaInfo> {
-    let found = backups(repository, &name)?;
+    let decided = snapshot::list(repository, &name).map_err(Error::Repository)?;
+    let found = backups(repository, &decided)?;
     let unreadable = found
         .unreadable
         .into_iter()
@@ -116,7 +117,6 @@ fn of_stanza(
             timelines,
         });
     }
-    let decided = snapshot::list(repository, &name).map_err(Error::Repository)?;
     let running = running(repository, &name)?;
     let undecided = running
         .iter()

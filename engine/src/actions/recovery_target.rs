@@ -104,14 +104,14 @@ impl Chooser<'_> {
         let fits = |manifest: &Manifest| self.ends_before_target(manifest);
         match newest(self.repository, listed, any, fits, Err)? {
             Some(found) => Ok(found),
-            None => Err(self.no_backup()?),
+            None => Err(self.no_backup(listed)?),
         }
     }
 
     /// Why no backup will do.
-    fn no_backup(&self) -> Result<Error> {
+    fn no_backup(&self, listed: &[Snapshot]) -> Result<Error> {
         let stanza = &self.options.stanza;
-        let backups = backups(self.repository, stanza)?.committed;
+        let backups = backups(self.repository, listed)?.committed;
         let Some(oldest) = backups.first().map(|backup| &backup.manifest) else {
             return Ok(Error::BackupNotFound(format!("stanza {stanza} has none")));
         };
@@ -120,7 +120,7 @@ impl Chooser<'_> {
             Goal::Lsn(_) => format!("from {} on", oldest.stop_lsn),
             _ => format!("from {} on", (self.options.time)(oldest.stop_ms)),
         };
-        Ok(self.unreachable(why, Some(window)))
+        Ok(self.unreachable(&why, Some(&window)))
     }
 
     fn ends_before_target(&self, backup: &Manifest) -> bool {
@@ -149,11 +149,11 @@ impl Chooser<'_> {
                 Goal::Lsn(_) => format!("from {lsn} on"),
                 _ => format!("from {time} on"),
             };
-            return Err(self.unreachable(why, Some(window)));
+            return Err(self.unreachable(&why, Some(&window)));
         }
         let (timeline, trouble) = self.way(backup)?;
         if let Some(why) = trouble {
-            return Err(self.unreachable(why, None));
+            return Err(self.unreachable(&why, None));
         }
         let epoch = self.epoch(backup);
         let ancestors = epoch.history(timeline)?.unwrap_or_default();
@@ -215,7 +215,7 @@ impl Chooser<'_> {
                 "{end}, and backup {label} needs the WAL up to {}",
                 backup.stop_lsn
             );
-            return Err(self.unreachable(why, None));
+            return Err(self.unreachable(&why, None));
         }
         let until_time = (self.options.time)(until_ms.unwrap_or(backup.stop_ms));
         let window = match self.options.goal {
@@ -234,7 +234,7 @@ impl Chooser<'_> {
             Goal::Consistency | Goal::Named(_) | Goal::Open => false,
         };
         if beyond {
-            return Err(self.unreachable(end, Some(window)));
+            return Err(self.unreachable(&end, Some(&window)));
         }
         let ends_early = matches!(self.options.goal, Goal::Time(_) | Goal::Named(_));
         if ends_early && hole.is_some() {
@@ -265,7 +265,7 @@ impl Chooser<'_> {
         }
     }
 
-    fn unreachable(&self, why: String, window: Option<String>) -> Error {
+    fn unreachable(&self, why: &str, window: Option<&str>) -> Error {
         let reachable = window.map_or_else(String::new, |window| format!("; reachable: {window}"));
         Error::TargetUnreachable {
             target: self.target(),

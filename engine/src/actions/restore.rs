@@ -168,7 +168,8 @@ impl Restore<'_> {
     fn run(&self) -> Result<RestoreSummary> {
         let manifest = &self.chosen.manifest;
         let marker = Marker::of(self.repository.id, manifest);
-        let state = target::inspect(&self.options.pgdata, self.options, &marker)?;
+        let control = self.control_bytes()?;
+        let state = target::inspect(&self.options.pgdata, self.options, &marker, &control)?;
         state.notes.iter().for_each(|note| self.monitor.note(note));
         let mut note = |object, message| self.monitor.problem(&Problem { object, message });
         let (cache, stanza) = (&self.options.cache, &self.options.stanza);
@@ -196,7 +197,6 @@ impl Restore<'_> {
         self.monitor.stage(Stage::Sync, 0, 0);
         let syncing = Instant::now();
         target::sync(places.paths())?;
-        let control = self.control_bytes()?;
         target::release(&places, &control, manifest.pg_control_mode)?;
         Ok(RestoreSummary {
             label: manifest.label.clone(),
