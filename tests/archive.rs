@@ -1,6 +1,7 @@
 //! Pushing WAL: what the repository is asked, and where a segment goes when the stanza changed meanwhile.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -121,7 +122,7 @@ fn a_damaged_memory_of_the_epoch_costs_a_listing_and_nothing_else() {
         .path();
     let mut bytes = fs::read(&file).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
-    fs::write(&file, bytes).unwrap();
+    File::create(&file).unwrap().write_all(&bytes).unwrap();
     storage.take();
     assert_eq!(
         push(&storage, &options, &segment(&stanza, 3)),
@@ -140,9 +141,10 @@ fn a_damaged_memory_of_the_epoch_costs_a_listing_and_nothing_else() {
 fn archiving_with(options: &str) -> Stanza {
     let stanza = Stanza::archiving(system_major(), &[], "");
     let spool = stanza.server.make_folder("spool");
-    let mut config = fs::read_to_string(&stanza.config).unwrap();
-    config.push_str(&format!("spool-path={}\n{options}\n", spool.display()));
-    fs::write(&stanza.config, config).unwrap();
+    let config = fs::read_to_string(&stanza.config).unwrap();
+    let config = format!("{config}spool-path={}\n{options}\n", spool.display());
+    let rewritten = stanza.server.make_file("pgcairn.conf", config);
+    assert_eq!(rewritten, stanza.config);
     stanza
 }
 

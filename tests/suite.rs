@@ -1,5 +1,10 @@
 //! All tests that need more than one module, a process or a server: one program, so that it is linked once.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "what goes wrong in a helper fails the test that called it"
+)]
+
 mod archive;
 mod calls;
 mod check;

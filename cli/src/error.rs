@@ -174,17 +174,18 @@ impl Error {
             | Error::EnvironmentText { .. }
             | Error::EnvironmentEmpty { .. }
             | Error::OtherDirectory { .. } => exit::OPTION_VALUE,
-            Error::ConfigMissing { .. } => exit::FILE_MISSING,
+            Error::ConfigMissing { .. } | Error::NotStopped { .. } => exit::FILE_MISSING,
             Error::ConfigRead { .. } => exit::FILE_READ,
             Error::ConfigLine { .. } | Error::TargetTime { .. } | Error::TargetLsn { .. } => {
                 exit::FORMAT
             }
             Error::Locked { .. } => exit::LOCKED,
-            Error::NotPushed { .. } | Error::Spawn { .. } => exit::FILE_WRITE,
             Error::PushTimeout { .. } => exit::ARCHIVE_TIMEOUT,
             Error::Stopped { .. } => exit::STOPPED,
-            Error::NotStopped { .. } => exit::FILE_MISSING,
-            Error::LockFile { .. } | Error::Output { .. } => exit::FILE_WRITE,
+            Error::LockFile { .. }
+            | Error::NotPushed { .. }
+            | Error::Output { .. }
+            | Error::Spawn { .. } => exit::FILE_WRITE,
             Error::OwnPath { .. } | Error::WorkingDirectory { .. } => exit::PATH_MISSING,
             Error::Engine(error) => exit::of_engine(error.kind()),
             _ => exit::OPTION_INVALID,

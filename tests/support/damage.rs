@@ -3,7 +3,8 @@
 //! Promises: actions run as the command line runs them, on a storage in a directory; damage is done to the files beneath
 //! it, as a disk or a person would do it.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -209,7 +210,9 @@ impl Site {
         for (address, name) in [(1_u64 << 20, &names[0]), (2 << 20, &names[1])] {
             wal[8..16].copy_from_slice(&address.to_le_bytes());
             let path = self.beside(name);
-            fs::write(&path, &wal).expect("the folder can be written to");
+            File::create(&path)
+                .and_then(|mut file| file.write_all(&wal))
+                .expect("the folder can be written to");
             let storage = self.storage().expect("the storage can be opened");
             actions::archive_push(&storage, &self.archive_options(), &path)
                 .expect("a segment can be pushed");
@@ -333,7 +336,9 @@ pub fn flip(file: &Path, at: usize) {
 }
 
 fn write(file: &Path, bytes: &[u8]) {
-    fs::write(file, bytes).expect("the repository can be written to");
+    File::create(file)
+        .and_then(|mut file| file.write_all(bytes))
+        .expect("the repository can be written to");
 }
 
 /// An error and its causes, as the command line tells them.

@@ -87,7 +87,9 @@ fn push_in_background(settings: &Settings, log: &Log, segment: &Path) -> Result<
                 log.info(&format!(
                     "pushed WAL file '{name}' to the archive asynchronously"
                 ));
-                warning.iter().for_each(|warning| log.warn(warning));
+                if let Some(warning) = warning {
+                    log.warn(&warning);
+                }
                 return Ok(0);
             }
             Some(PushStatus::Failed(why)) => return Err(Error::NotPushed { name, why }),

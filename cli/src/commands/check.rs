@@ -84,11 +84,12 @@ impl Answer {
     }
 
     fn line(&self) -> String {
-        let mut line = format!("{:<8}{}: {}\n", self.status, self.name, self.text);
-        for hint in &self.hints {
-            line.push_str(&format!("        what to do: {hint}\n"));
-        }
-        line
+        let answer = format!("{:<8}{}: {}\n", self.status, self.name, self.text);
+        let hints = self
+            .hints
+            .iter()
+            .map(|hint| format!("        what to do: {hint}\n"));
+        std::iter::once(answer).chain(hints).collect()
     }
 
     fn json(&self) -> Value {
