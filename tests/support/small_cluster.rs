@@ -4,6 +4,7 @@
 //! test looks into are emptied, so that a copy costs little.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -73,7 +74,7 @@ impl SmallCluster {
         let pages: Vec<u8> = (0..blocks)
             .flat_map(|block| valid_page(block, seed))
             .collect();
-        fs::File::create(self.data.join(path))
+        File::create(self.data.join(path))
             .and_then(|mut file| file.write_all(&pages))
             .expect("the data directory can be written to");
     }

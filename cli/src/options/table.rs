@@ -1,14 +1,51 @@
 //! The rows of the option table. Promises: alphabetical within a group, so that a missing one is seen.
 
-use super::Command::{ArchiveGet, ArchivePush, Backup, Info, Restore, StanzaCreate, Version};
+use super::Command::{
+    ArchiveGet, ArchivePush, Backup, Check, Info, Restore, StanzaCreate, StanzaDelete,
+    StanzaUpgrade, Start, Stop, Version,
+};
 use super::Effect::{Nothing, Unsupported};
-use super::Kind::{Choice, Duration, Flag, List, Number, Pairs, Path, Text};
+use super::Kind::{Choice, Duration, Flag, List, Number, Pairs, Path, Size, Text};
 use super::Place::{CommandLine, StanzaSection};
 use super::{Command, Group, OptionRow};
 
-const ALL: &[Command] = &[ArchiveGet, ArchivePush, Backup, Info, Restore, StanzaCreate];
-const WITH_CLUSTER: &[Command] = &[ArchiveGet, ArchivePush, Backup, Restore, StanzaCreate];
-const WITH_SERVER: &[Command] = &[Backup, StanzaCreate];
+/// All that use a repository.
+const ALL: &[Command] = &[
+    ArchiveGet,
+    ArchivePush,
+    Backup,
+    Check,
+    Info,
+    Restore,
+    StanzaCreate,
+    StanzaDelete,
+    StanzaUpgrade,
+];
+/// All that do something.
+const ACTING: &[Command] = &[
+    ArchiveGet,
+    ArchivePush,
+    Backup,
+    Check,
+    Info,
+    Restore,
+    StanzaCreate,
+    StanzaDelete,
+    StanzaUpgrade,
+    Start,
+    Stop,
+];
+const WITH_CLUSTER: &[Command] = &[
+    ArchiveGet,
+    ArchivePush,
+    Backup,
+    Check,
+    Restore,
+    StanzaCreate,
+    StanzaDelete,
+    StanzaUpgrade,
+];
+const WITH_SERVER: &[Command] = &[Backup, Check, StanzaCreate, StanzaUpgrade];
 const ARCHIVE: &[Command] = &[ArchiveGet, ArchivePush];
 const LEVELS: &[&str] = &["off", "error", "warn", "info", "detail", "debug", "trace"];
 const TARGETED: &[&str] = &["lsn", "name", "time", "xid"];
@@ -70,15 +107,21 @@ pub(crate) const OPTIONS: &[OptionRow] = &[
     own(
         "archive-async",
         Flag,
-        ARCHIVE,
-        "push/get WAL segments asynchronously",
+        &[ArchiveGet],
+        "get WAL segments asynchronously; each is fetched when it is asked for here",
     )
-    .default("n")
-    .effect(Unsupported),
+    .effect(Nothing),
+    own(
+        "archive-async",
+        Flag,
+        &[ArchivePush, Check],
+        "push WAL segments asynchronously",
+    )
+    .default("n"),
     own(
         "archive-check",
         Flag,
-        &[Backup],
+        &[Backup, Check],
         "check that WAL segments are in the archive before backup completes",
     )
     .default("y"),
@@ -108,14 +151,20 @@ pub(crate) const OPTIONS: &[OptionRow] = &[
     own(
         "archive-mode-check",
         Flag,
-        &[Backup],
+        &[Backup, Check],
         "check the PostgreSQL archive_mode setting",
     )
     .default("y"),
     own(
+        "archive-push-queue-max",
+        Size,
+        &[ArchivePush],
+        "drop WAL segments, and record the gap, when more than this waits",
+    ),
+    own(
         "archive-timeout",
         Duration,
-        &[ArchiveGet, ArchivePush, Backup],
+        &[ArchiveGet, ArchivePush, Backup, Check],
         "how long to wait for a WAL segment to arrive",
     )
     .default("1m"),
@@ -171,6 +220,14 @@ pub(crate) const OPTIONS: &[OptionRow] = &[
     )
     .place(CommandLine)
     .default("n"),
+    own(
+        "force",
+        Flag,
+        &[StanzaDelete],
+        "delete although a server runs in pg1-path",
+    )
+    .place(CommandLine)
+    .default("n"),
     own("link-all", Flag, &[Restore], "restore all symlinks").default("n"),
     own(
         "link-map",
@@ -179,13 +236,26 @@ pub(crate) const OPTIONS: &[OptionRow] = &[
         "modify the destination of a symlink",
     ),
     own("manifest-save-threshold", Text, &[Backup], "no effect here").effect(Nothing),
-    own("online", Flag, WITH_SERVER, "talk to the running server")
-        .place(CommandLine)
-        .default("y"),
+    own(
+        "online",
+        Flag,
+        &[Backup, StanzaCreate, StanzaUpgrade],
+        "talk to the running server",
+    )
+    .place(CommandLine)
+    .default("y"),
     own(
         "output",
         Choice(&["text", "json"]),
-        &[Backup, Info, Restore, StanzaCreate],
+        &[
+            Backup,
+            Check,
+            Info,
+            Restore,
+            StanzaCreate,
+            StanzaDelete,
+            StanzaUpgrade,
+        ],
         "output format",
     )
     .place(CommandLine)
@@ -322,7 +392,7 @@ pub(crate) const OPTIONS: &[OptionRow] = &[
     OptionRow::new(
         "cache-path",
         Path,
-        &[Backup, Restore],
+        &[ArchivePush, Backup, Restore],
         "path of the chunk index and other caches",
     )
     .default("/var/cache/pgcairn"),
@@ -348,9 +418,14 @@ pub(crate) const OPTIONS: &[OptionRow] = &[
             ArchiveGet,
             ArchivePush,
             Backup,
+            Check,
             Info,
             Restore,
             StanzaCreate,
+            StanzaDelete,
+            StanzaUpgrade,
+            Start,
+            Stop,
             Version,
         ],
         "configuration file",
@@ -373,8 +448,13 @@ pub(crate) const OPTIONS: &[OptionRow] = &[
     )
     .default("n"),
     OptionRow::new("io-timeout", Text, ALL, "no effect here").effect(Nothing),
-    OptionRow::new("lock-path", Path, ALL, "path where lock files are stored")
-        .default("/tmp/pgcairn"),
+    OptionRow::new(
+        "lock-path",
+        Path,
+        ACTING,
+        "path where lock files are stored",
+    )
+    .default("/tmp/pgcairn"),
     OptionRow::new(
         "neutral-umask",
         Flag,
@@ -385,26 +465,27 @@ pub(crate) const OPTIONS: &[OptionRow] = &[
     OptionRow::new(
         "process-max",
         Number(1, 999),
-        &[ArchiveGet, ArchivePush, Backup, Restore],
+        &[ArchiveGet, ArchivePush, Backup, Check, Restore],
         "max threads to use; unset: one per core",
     ),
     OptionRow::new("protocol-timeout", Text, ALL, "no effect here").effect(Nothing),
     OptionRow::new(
         "spool-path",
         Path,
-        ARCHIVE,
-        "path where transient data is stored; no effect here",
+        &[ArchivePush, Check, Restore],
+        "path where transient data is stored",
     )
-    .effect(Nothing),
+    .default("/var/spool/pgcairn"),
+    OptionRow::new("spool-path", Path, &[ArchiveGet], "no effect here").effect(Nothing),
     OptionRow::new("stanza", Text, WITH_CLUSTER, "defines the stanza")
         .place(CommandLine)
         .required(),
-    OptionRow::new("stanza", Text, &[Info], "defines the stanza").place(CommandLine),
+    OptionRow::new("stanza", Text, &[Info, Start, Stop], "defines the stanza").place(CommandLine),
     // Log
     OptionRow::new(
         "log-level-console",
         Choice(LEVELS),
-        ALL,
+        ACTING,
         "level for console logging",
     )
     .group(Group::Log)
@@ -412,7 +493,7 @@ pub(crate) const OPTIONS: &[OptionRow] = &[
     OptionRow::new(
         "log-level-file",
         Choice(LEVELS),
-        ALL,
+        ACTING,
         "level for file logging",
     )
     .group(Group::Log)
@@ -420,18 +501,18 @@ pub(crate) const OPTIONS: &[OptionRow] = &[
     OptionRow::new(
         "log-level-stderr",
         Choice(LEVELS),
-        ALL,
+        ACTING,
         "no effect here: warnings and errors go to stderr",
     )
     .group(Group::Log)
     .effect(Nothing),
-    OptionRow::new("log-path", Path, ALL, "path where log files are stored")
+    OptionRow::new("log-path", Path, ACTING, "path where log files are stored")
         .group(Group::Log)
         .default("/var/log/pgcairn"),
-    OptionRow::new("log-subprocess", Flag, ALL, "no effect here")
+    OptionRow::new("log-subprocess", Flag, ACTING, "no effect here")
         .group(Group::Log)
         .effect(Nothing),
-    OptionRow::new("log-timestamp", Flag, ALL, "enable timestamp in logging")
+    OptionRow::new("log-timestamp", Flag, ACTING, "enable timestamp in logging")
         .group(Group::Log)
         .default("y"),
     // Repository
