@@ -10,6 +10,7 @@ mod calls;
 mod check;
 mod crash;
 mod damage;
+mod damage_messages;
 mod delta;
 mod formats;
 mod harness;

@@ -17,7 +17,7 @@ use pgcairn_engine::cluster::page;
 use tempfile::TempDir;
 
 use crate::postgres::{Server, system_major};
-use crate::process::finish;
+use crate::process::{finish, give};
 
 /// The size of a page.
 pub const PAGE: usize = 8192;
@@ -74,9 +74,11 @@ impl SmallCluster {
         let pages: Vec<u8> = (0..blocks)
             .flat_map(|block| valid_page(block, seed))
             .collect();
-        File::create(self.data.join(path))
+        let path = self.data.join(path);
+        File::create(&path)
             .and_then(|mut file| file.write_all(&pages))
             .expect("the data directory can be written to");
+        give(&path);
     }
 }
 

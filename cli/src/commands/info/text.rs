@@ -146,9 +146,10 @@ fn backup(text: &mut String, manifest: &Manifest, details: bool) -> fmt::Result 
         lists(text, manifest)?;
     }
     if sums.bad_pages > 0 {
+        let pages = if sums.bad_pages == 1 { "page" } else { "pages" };
         writeln!(
             text,
-            "            error(s) detected during backup: {} pages with a bad checksum",
+            "            error(s) detected during backup: {} {pages} with a bad checksum",
             sums.bad_pages
         )?;
     }
