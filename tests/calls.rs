@@ -150,7 +150,9 @@ fn a_first_backup_asks_for_nothing_twice() {
     assert_eq!(
         shapes(&scene.backup(BackupType::Full)),
         [
-            "get config",
+            // Opened, and then both copies are looked at: a damaged one is told before it is needed.
+            "get config ×2",
+            "get config.copy",
             "list stanzas/main/",
             "get stanzas/main/1",
             "list snapshots/main/",
@@ -185,7 +187,9 @@ fn an_unchanged_full_puts_nothing_but_its_register() {
     assert_eq!(
         shapes(&calls),
         [
-            "get config",
+            // Opened, and then both copies are looked at: a damaged one is told before it is needed.
+            "get config ×2",
+            "get config.copy",
             "list stanzas/main/",
             "get stanzas/main/1",
             "list snapshots/main/",
@@ -221,7 +225,9 @@ fn an_unchanged_incr_asks_the_same_however_many_backups_there_are() {
     assert_eq!(
         shapes(&calls),
         [
-            "get config",
+            // Opened, and then both copies are looked at: a damaged one is told before it is needed.
+            "get config ×2",
+            "get config.copy",
             "list stanzas/main/",
             "get stanzas/main/1",
             "list snapshots/main/",

@@ -10,7 +10,6 @@ mod calls;
 mod check;
 mod crash;
 mod damage;
-mod damage_messages;
 mod delta;
 mod formats;
 mod harness;
