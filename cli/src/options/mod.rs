@@ -4,6 +4,7 @@
 //! table, so they cannot differ. Names, defaults and meanings are pgBackRest's wherever it has them. Refuses: nothing
 //! by itself; `arguments.rs` and `config.rs` do.
 
+mod begin;
 mod table;
 
 pub(crate) use table::OPTIONS;

@@ -6,92 +6,12 @@ use super::Command::{
 };
 use super::Effect::{Nothing, Unsupported};
 use super::Kind::{Choice, Duration, Flag, List, Number, Pairs, Path, Size, Text};
-use super::Place::{CommandLine, StanzaSection};
-use super::{Command, Group, OptionRow};
-
-/// All that use a repository.
-const ALL: &[Command] = &[
-    ArchiveGet,
-    ArchivePush,
-    Backup,
-    Check,
-    Info,
-    Restore,
-    StanzaCreate,
-    StanzaDelete,
-    StanzaUpgrade,
-];
-/// All that do something.
-const ACTING: &[Command] = &[
-    ArchiveGet,
-    ArchivePush,
-    Backup,
-    Check,
-    Info,
-    Restore,
-    StanzaCreate,
-    StanzaDelete,
-    StanzaUpgrade,
-    Start,
-    Stop,
-];
-const WITH_CLUSTER: &[Command] = &[
-    ArchiveGet,
-    ArchivePush,
-    Backup,
-    Check,
-    Restore,
-    StanzaCreate,
-    StanzaDelete,
-    StanzaUpgrade,
-];
-const WITH_SERVER: &[Command] = &[Backup, Check, StanzaCreate, StanzaUpgrade];
-const ARCHIVE: &[Command] = &[ArchiveGet, ArchivePush];
-const LEVELS: &[&str] = &["off", "error", "warn", "info", "detail", "debug", "trace"];
-const TARGETED: &[&str] = &["lsn", "name", "time", "xid"];
-/// The recovery types that write settings.
-const RECOVERING: &[&str] = &[
-    "default",
-    "immediate",
-    "lsn",
-    "name",
-    "standby",
-    "time",
-    "xid",
-];
-const ENDED: &[&str] = &["immediate", "lsn", "name", "time", "xid"];
-
-/// An option of single commands.
-const fn own(
-    name: &'static str,
-    kind: super::Kind,
-    commands: &'static [Command],
-    help: &'static str,
-) -> OptionRow {
-    OptionRow::new(name, kind, commands, help).group(Group::Command)
-}
-
-/// A `repo1-…` option.
-const fn repo(name: &'static str, kind: super::Kind, help: &'static str) -> OptionRow {
-    OptionRow::new(name, kind, ALL, help).group(Group::Repository)
-}
-
-/// A `repo1-…` option that shapes only pgBackRest's own repository.
-const fn shape(name: &'static str) -> OptionRow {
-    repo(name, Text, "shapes pgBackRest's repository; no effect here").effect(Nothing)
-}
-
-/// A `pg1-…` option.
-const fn pg(
-    name: &'static str,
-    kind: super::Kind,
-    commands: &'static [Command],
-    help: &'static str,
-) -> OptionRow {
-    OptionRow::new(name, kind, commands, help)
-        .group(Group::Stanza)
-        .place(StanzaSection)
-}
+use super::Place::CommandLine;
+use super::begin::{
+    ACTING, ALL, ARCHIVE, ENDED, LEVELS, RECOVERING, TARGETED, WITH_CLUSTER, WITH_SERVER, own, pg,
+    repo, shape,
+};
+use super::{Group, OptionRow};
 
 /// All options.
 pub(crate) const OPTIONS: &[OptionRow] = &[
