@@ -1,6 +1,13 @@
 //! Restoring over what is there: whatever it is, the outcome is the backup; only what differs is fetched; and nothing
 //! outside the directories that were named is touched.
 
+#![expect(
+    clippy::disallowed_methods,
+    clippy::large_stack_arrays,
+    clippy::inconsistent_struct_constructor,
+    reason = "what a test breaks or makes up need be neither atomic nor durable, and it is a few pages long"
+)]
+
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
@@ -145,7 +152,7 @@ fn only_the_extents_that_differ_are_fetched() {
     let (differ, summary) = delta.after("flipped pages", |target| {
         for (relation, page) in pages {
             overwrite(&target.join(relation), |bytes| {
-                bytes[page * PAGE + 4000] ^= 1
+                bytes[page * PAGE + 4000] ^= 1;
             });
         }
     });

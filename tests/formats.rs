@@ -87,7 +87,8 @@ fn every_kind_of_record_in_a_golden_repository_is_read() {
         let repository = golden::open_copy(version, work.path());
         let epochs = stanza::epochs(&repository, STANZA).unwrap();
         assert_eq!(epochs.last().unwrap().name(), golden::EPOCH);
-        let wal_of = |name| wal::get(&repository, STANZA, golden::EPOCH, name).unwrap();
+        let wal_of =
+            |name| wal::get(repository.storage.as_ref(), STANZA, golden::EPOCH, name).unwrap();
         let segment = wal_object::decode(&Namer::plain(), &wal_of(golden::SEGMENT)).unwrap();
         assert_eq!(segment.len(), 16 << 20);
         let history = wal_object::decode(&Namer::plain(), &wal_of("00000002.history")).unwrap();

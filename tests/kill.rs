@@ -3,6 +3,11 @@
 //! Whatever the moment: every backup that is listed restores, the next one succeeds, and a killed restore leaves nothing
 //! that could be started by accident and can be run again.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "what goes wrong in a helper of a test fails the test"
+)]
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;

@@ -130,10 +130,10 @@ fn files_that_change_between_listing_and_reading_are_taken_as_they_were_read() {
     let (huge, small) = (before(HUGE), before(&names[0]));
     let act = || {
         let open = |name: &str| File::options().append(true).open(data.join(name)).unwrap();
-        open(HUGE).set_len(10 << 20 | 100).unwrap();
+        open(HUGE).set_len((10 << 20) + 100).unwrap();
         fs::remove_file(data.join(&names[0])).unwrap();
         open(&names[1]).set_len(3 * PAGE as u64 + 100).unwrap();
-        open(&names[2]).write_all(&[1; 5 * PAGE]).unwrap();
+        open(&names[2]).write_all(&vec![1; 5 * PAGE]).unwrap();
         open(&names[3]).set_len(0).unwrap();
     };
     let monitor = Meanwhile {
@@ -156,7 +156,7 @@ fn files_that_change_between_listing_and_reading_are_taken_as_they_were_read() {
     );
     let after = |name: &str| fs::read(target.join(name)).unwrap();
     assert!(!target.join(&names[0]).exists());
-    assert!(after(HUGE) == huge[..10 << 20 | 100]);
+    assert!(after(HUGE) == huge[..(10 << 20) + 100]);
     assert!(after(&names[1]) == small[..3 * PAGE + 100]);
     assert!(
         after(&names[2]) == small,

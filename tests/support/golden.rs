@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use pgcairn_engine::actions::{
-    self, ArchiveOptions, BackupOptions, RestoreOptions, StanzaCreateOptions,
+    self, ArchiveOptions, BackupOptions, Goal, RestoreOptions, StanzaCreateOptions, TimelineGoal,
 };
 use pgcairn_engine::cluster::control_file;
 use pgcairn_engine::cluster::page::checksum;
@@ -179,6 +179,9 @@ pub fn restore(repository: &Repository, label: &str, work: &Path) -> PathBuf {
         host: "golden".to_owned(),
         now_ms: BEGUN_MS,
         stamp: "2026-11-24 01:00:00".to_owned(),
+        goal: Goal::Open,
+        timeline: TimelineGoal::Latest,
+        time: |ms| ms.to_string(),
     };
     actions::restore(repository, &options, &Tally::default(), &NoMonitor).expect("restored");
     pgdata
@@ -389,6 +392,7 @@ impl Place<'_> {
         let options = ArchiveOptions {
             stanza: STANZA.to_owned(),
             pgdata: self.pgdata(),
+            cache: self.work.join("cache"),
             compress_level: 3,
             threads: 1,
             header_check: true,
@@ -396,7 +400,7 @@ impl Place<'_> {
         };
         for name in [SEGMENT, "00000002.history"] {
             let path = Path::new("pg_wal").join(name);
-            actions::archive_push(repository, &options, &path).expect("archived");
+            actions::archive_push(&repository.storage, &options, &path).expect("archived");
         }
     }
 }

@@ -119,6 +119,9 @@ pub(super) fn choose(
             let message = with_causes(&unreadable);
             if told.insert(message.clone()) {
                 let object = format!("stanza {}", stanza_of(listed));
+                let message = format!(
+                    "{message}; it cannot be restored, and this backup does not build on it"
+                );
                 monitor.problem(&Problem { object, message });
             }
             Ok(())

@@ -179,10 +179,16 @@ pub(super) fn claim(places: &Places, marker: &Marker) -> Result<()> {
         .and_then(|()| root.sync_dir(b""))
         .map_err(Error::Cluster)?;
     let global = root.stat(GLOBAL).map_err(Error::Cluster)?;
-    if global.is_some_and(|global| global.kind == Kind::Link) {
-        root.remove(GLOBAL)
+    match global {
+        Some(global) if global.kind == Kind::Link => root
+            .remove(GLOBAL)
             .and_then(|()| root.sync_dir(b""))
-            .map_err(Error::Cluster)?;
+            .map_err(Error::Cluster)?,
+        // Its owner may have taken the right to write in it from himself.
+        Some(global) if global.kind == Kind::Directory && global.mode & 0o700 != 0o700 => {
+            root.chmod(GLOBAL, 0o700).map_err(Error::Cluster)?;
+        }
+        _ => {}
     }
     let (control, folder) = (places.resolve(CONTROL), places.resolve(GLOBAL));
     control
