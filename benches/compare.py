@@ -93,7 +93,7 @@ class Configured(Tool):
         return self.command("backup", f"--type={kind}")
 
     def restore(self, target, delta):
-        return self.command("restore", f"--pg1-path={target}", *(["--delta"] if delta else []))
+        return self.command("restore", "--type=immediate", f"--pg1-path={target}", *(["--delta"] if delta else []))
 
     def push(self, segment):
         return self.command("archive-push", segment)
