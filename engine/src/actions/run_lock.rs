@@ -19,7 +19,15 @@ use crate::repository::{self, Repository, layout, list_all};
 /// The lock of a run of this process. Dropping it frees the lock, but leaves the file.
 pub(super) struct RunLock {
     path: PathBuf,
-    _file: File,
+    file: File,
+}
+
+impl Drop for RunLock {
+    fn drop(&mut self) {
+        // Said aloud: a child that this process is starting holds the file open until it runs its own program. If it
+        // cannot be said, the lock goes a moment later.
+        self.file.unlock().ok();
+    }
 }
 
 impl RunLock {
@@ -42,7 +50,7 @@ impl RunLock {
             Ok(file)
         };
         match locked() {
-            Ok(file) => Ok(RunLock { path, _file: file }),
+            Ok(file) => Ok(RunLock { path, file }),
             Err(source) => Err(Error::WriteFile { path, source }),
         }
     }
