@@ -12,6 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::actions::archive::{ArchiveOptions, as_archiving, check_header, decode, key_of};
+use crate::actions::copy::is_zero;
 use crate::actions::epoch_cache::{self, Remembered};
 use crate::actions::error::{Error, Result};
 use crate::actions::pipeline::{both, map};
@@ -209,10 +210,4 @@ impl Worker {
         }
         Ok(sealed)
     }
-}
-
-/// Whether all bytes are zero. A block is looked at as a whole, which the compiler makes a few wide instructions.
-fn is_zero(bytes: &[u8]) -> bool {
-    let any = |block: &[u8]| block.iter().fold(0, |any, byte| any | byte);
-    bytes.chunks(4096).all(|block| any(block) == 0)
 }

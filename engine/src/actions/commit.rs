@@ -57,11 +57,7 @@ impl Run<'_> {
             &copied.assembled,
             &copied.window,
             copied.pg_control,
-            {
-                let (page_list, bad, torn) =
-                    (copied.page_list, copied.bad_pages, copied.torn_pages);
-                (page_list, bad, torn)
-            },
+            (copied.page_list, copied.bad_pages, copied.torn_pages),
         );
         let register = Register::Committed(Box::new(manifest.clone()));
         let (stanza, label) = (&self.options.stanza, &chosen.label);

@@ -430,7 +430,7 @@ fn open(file: &SourceFile) -> Result<Option<File>> {
 }
 
 /// Whether all bytes are zero; most data says no at its first bytes.
-fn is_zero(bytes: &[u8]) -> bool {
+pub(super) fn is_zero(bytes: &[u8]) -> bool {
     let (head, rest) = bytes.split_at(bytes.len().min(64));
     head.iter().all(|byte| *byte == 0)
         && rest

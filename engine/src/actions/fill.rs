@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
+use crate::actions::copy::is_zero;
 use crate::actions::error::{Error, Result};
 use crate::actions::fetch::{Fetcher, Locator, Wanted};
 use crate::actions::pipeline::Inlet;
@@ -144,7 +145,7 @@ impl Filler<'_> {
         })?;
         self.tally.add(Counter::ReadBytes, local.len() as u64);
         if zero {
-            return Ok(local.iter().all(|byte| *byte == 0));
+            return Ok(is_zero(local));
         }
         Ok(namer.name(BlobKind::Data, local) == slot.extent.id)
     }

@@ -206,7 +206,8 @@ pub(super) fn facts_of(
     }
 }
 
-fn fact(entry: FooterEntry) -> Fact {
+/// What a footer's entry says, as a segment says it.
+pub(super) fn fact(entry: FooterEntry) -> Fact {
     Fact {
         id: entry.id,
         kind: entry.kind,

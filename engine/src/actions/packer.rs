@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::actions::error::{Error, Result};
+use crate::actions::known::fact;
 use crate::actions::pipeline::{Inlet, Outlet, QUEUED_PACKS, STORERS, queue};
 use crate::actions::session::Session;
 use crate::dedup::claims::{Claim, Claims};
@@ -18,7 +19,7 @@ use crate::ids::{BlobKind, ChunkId, Namer, PackId};
 use crate::monitor::{Counter, Tally};
 use crate::pack::writer::{DATA_PACK_TARGET, META_PACK_TARGET, PackWriter, Sealer};
 use crate::repository::layout::PackClass;
-use crate::repository::segment::{self, Fact, IndexSegment, PackFacts};
+use crate::repository::segment::{self, IndexSegment, PackFacts};
 use crate::repository::{Repository, packs};
 
 /// A segment is written when so many packs wait for one, or when the oldest has waited so long.
@@ -195,14 +196,7 @@ impl<'a> Packer<'a> {
         let bytes = finished.bytes.len() as u64;
         self.tally.add(Counter::Packs, 1);
         self.tally.add(Counter::StoredBytes, bytes);
-        let fact = |entry: &crate::pack::format::FooterEntry| Fact {
-            id: entry.id,
-            kind: entry.kind,
-            offset: entry.offset,
-            stored_bytes: entry.stored_bytes,
-            raw_bytes: entry.raw_bytes,
-        };
-        let blobs = finished.entries.iter().map(fact).collect();
+        let blobs = finished.entries.into_iter().map(fact).collect();
         let mut buffer = finished.bytes;
         buffer.clear();
         self.spare.0.offer(buffer);
