@@ -2,5 +2,7 @@
 
 mod harness;
 mod layering;
+mod s3;
+mod s3_job;
 mod storage;
 mod tidy;

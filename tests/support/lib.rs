@@ -9,8 +9,10 @@
 )]
 
 pub mod crashing;
+pub mod fault_proxy;
 pub mod faulty;
 pub mod postgres;
 pub mod process;
 pub mod recording;
+pub mod s3_server;
 pub mod source;

@@ -3,6 +3,7 @@
 mod archive;
 mod backup;
 mod info;
+mod location;
 mod restore;
 mod stanza_create;
 
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use pgcairn_engine::actions::{self, StorageLocation};
+use pgcairn_engine::actions;
 use pgcairn_engine::cluster::server::{self, Connection, PgServer};
 use pgcairn_engine::repository::{Repository, layout};
 use pgcairn_engine::storage::Storage;
@@ -150,12 +151,8 @@ fn stanza(settings: &Settings) -> &str {
     settings.text("stanza").unwrap_or_default()
 }
 
-fn location(settings: &Settings) -> StorageLocation {
-    StorageLocation::Directory(settings.path("repo1-path"))
-}
-
 fn open_storage(settings: &Settings) -> Result<Arc<dyn Storage>, Error> {
-    Ok(actions::open_storage(&location(settings))?)
+    Ok(actions::open_storage(&location::location(settings)?)?)
 }
 
 fn open_repository(settings: &Settings) -> Result<Repository, Error> {

@@ -3,7 +3,8 @@
 use pgcairn_engine::actions::{self, StanzaCreateOptions};
 use pgcairn_engine::cluster::server::Server;
 
-use super::{connect, location, stanza, take_lock, tell};
+use super::location::location;
+use super::{connect, stanza, take_lock, tell};
 use crate::error::Error;
 use crate::log::Log;
 use crate::progress::Progress;
@@ -18,7 +19,7 @@ pub(super) fn run(settings: &Settings, log: &Log) -> Result<u8, Error> {
         stanza: stanza(settings).to_owned(),
         pgdata: settings.path("pg1-path"),
     };
-    let storage = actions::create_storage(&location(settings))?;
+    let storage = actions::create_storage(&location(settings)?)?;
     let server = server.as_mut().map(|server| server as &mut dyn Server);
     let summary = actions::stanza_create(storage, &options, server, &progress)?;
     let name = stanza(settings);

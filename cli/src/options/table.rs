@@ -39,6 +39,11 @@ const fn repo(name: &'static str, kind: super::Kind, help: &'static str) -> Opti
     OptionRow::new(name, kind, ALL, help).group(Group::Repository)
 }
 
+/// A `repo1-…` option that means something only on S3.
+const fn s3(name: &'static str, kind: super::Kind, help: &'static str) -> OptionRow {
+    repo(name, kind, help).needs("repo1-type", &["s3"])
+}
+
 /// A `repo1-…` option that shapes only pgBackRest's own repository.
 const fn shape(name: &'static str) -> OptionRow {
     repo(name, Text, "shapes pgBackRest's repository; no effect here").effect(Nothing)
@@ -490,26 +495,90 @@ pub(crate) const OPTIONS: &[OptionRow] = &[
     )
     .group(Group::Repository)
     .effect(Unsupported),
-    repo("repo1-s3-bucket", Text, "S3 repository bucket").effect(Unsupported),
-    repo("repo1-s3-endpoint", Text, "S3 repository endpoint").effect(Unsupported),
-    repo("repo1-s3-key", Text, "S3 repository access key")
-        .secret()
-        .effect(Unsupported),
-    repo(
+    s3("repo1-s3-bucket", Text, "S3 repository bucket").required(),
+    s3(
+        "repo1-s3-endpoint",
+        Text,
+        "S3 repository endpoint; http:// before it: without TLS; unset: AWS",
+    ),
+    s3("repo1-s3-key", Text, "S3 repository access key").secret(),
+    s3(
         "repo1-s3-key-secret",
         Text,
         "S3 repository secret access key",
     )
-    .secret()
-    .effect(Unsupported),
-    repo("repo1-s3-region", Text, "S3 repository region").effect(Unsupported),
-    repo("repo1-s3-token", Text, "S3 repository security token")
+    .secret(),
+    s3(
+        "repo1-s3-key-type",
+        Choice(&["shared", "auto", "web-id", "pod-id", "process"]),
+        "S3 repository key type; all but shared: where AWS tools find it",
+    )
+    .default("shared"),
+    s3("repo1-s3-kms-key-id", Text, "S3 repository KMS key")
         .secret()
         .effect(Unsupported),
+    s3("repo1-s3-region", Text, "S3 repository region"),
+    s3(
+        "repo1-s3-requester-pays",
+        Flag,
+        "S3 repository requester pays",
+    )
+    .default("n")
+    .effect(Unsupported),
+    s3("repo1-s3-role", Text, "S3 repository role").effect(Unsupported),
+    s3(
+        "repo1-s3-sse-customer-key",
+        Text,
+        "S3 repository SSE customer key",
+    )
+    .secret()
+    .effect(Unsupported),
+    s3("repo1-s3-token", Text, "S3 repository security token").secret(),
+    s3(
+        "repo1-s3-uri-style",
+        Choice(&["host", "path"]),
+        "S3 URI style",
+    )
+    .default("host"),
+    s3(
+        "repo1-storage-ca-file",
+        Path,
+        "certificates to trust, instead of the system's",
+    ),
+    s3(
+        "repo1-storage-ca-path",
+        Path,
+        "directory of certificates to trust",
+    )
+    .effect(Unsupported),
+    s3(
+        "repo1-storage-host",
+        Text,
+        "host to connect to instead of the endpoint",
+    ),
+    s3(
+        "repo1-storage-port",
+        Number(1, 65535),
+        "port to connect to; unset: the endpoint's",
+    ),
+    s3("repo1-storage-tag", Pairs, "tags of the objects").effect(Unsupported),
+    repo(
+        "repo1-storage-upload-chunk-size",
+        Text,
+        "objects are uploaded whole; no effect here",
+    )
+    .effect(Nothing),
+    s3(
+        "repo1-storage-verify-tls",
+        Flag,
+        "verify the server's certificate; it always is: see repo1-storage-ca-file",
+    )
+    .default("y")
+    .effect(Unsupported),
     shape("repo1-symlink"),
     repo(
         "repo1-type",
-        Choice(&["posix"]),
+        Choice(&["posix", "s3"]),
         "type of storage used for the repository",
     )
     .default("posix"),
