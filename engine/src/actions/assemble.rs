@@ -146,7 +146,7 @@ impl<'a> Assembler<'a> {
             match planned {
                 Planned::Plain(source) => {
                     let entry = self.entry(&source, Content::Nothing);
-                    self.push(entry)?;
+                    self.push(&entry)?;
                 }
                 Planned::Unread(source, prior) => self.unread(&source, *prior)?,
                 Planned::Read {
@@ -171,10 +171,10 @@ impl<'a> Assembler<'a> {
         Ok((assembled, self.stat))
     }
 
-    fn push(&mut self, entry: Entry) -> Result<()> {
+    fn push(&mut self, entry: &Entry) -> Result<()> {
         let nodes = &mut self.nodes;
         self.writer
-            .push::<Error>(&entry, &mut |id, bytes| nodes.store(id, &bytes).map(drop))
+            .push::<Error>(entry, &mut |id, bytes| nodes.store(id, &bytes).map(drop))
     }
 
     fn entry(&mut self, source: &Source, content: Content) -> Entry {
@@ -210,11 +210,11 @@ impl<'a> Assembler<'a> {
         entry.stored_bytes = prior.stored_bytes;
         entry.flags |= prior.flags & SUSPECT;
         self.tally.add(Counter::KnownBytes, entry.bytes);
-        self.done(source, entry)
+        self.done(source, &entry)
     }
 
     /// Counts a file, notes its stat and puts it into the tree.
-    fn done(&mut self, source: &Source, entry: Entry) -> Result<()> {
+    fn done(&mut self, source: &Source, entry: &Entry) -> Result<()> {
         self.files += 1;
         self.tally.add(Counter::Files, 1);
         self.tally.add(Counter::FileBytes, entry.bytes);
@@ -274,7 +274,7 @@ impl<'a> Assembler<'a> {
             entry.flags |= SUSPECT;
             self.note(source, &suspects);
         }
-        self.done(source, entry)
+        self.done(source, &entry)
     }
 
     /// Stores the open span's extents as an extent node.

@@ -5,14 +5,13 @@
 //! decide the register. Promises: the backup is listed only if all that it needs is durable; a run that fails fences
 //! its own register before it takes its announcement back, and what it stored is used by the next.
 
-use std::collections::BTreeSet;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::actions::assemble::{Assembled, Assembler, NodeStore};
-use crate::actions::copy::Copier;
+use crate::actions::commit::usable_packs;
+use crate::actions::copy::{Copier, Job};
 use crate::actions::error::{Error, Result};
 use crate::actions::known::{Known, Scope, bring_up_to_date, unindexed};
 use crate::actions::label::{Chosen, Committed, announce_unique, choose, committed};
@@ -20,8 +19,8 @@ use crate::actions::nodes::NodeReader;
 use crate::actions::online::{BackupMode, Window};
 use crate::actions::packer::Packer;
 use crate::actions::pages::{PageVerdict, is_torn};
-use crate::actions::pipeline::{beside, run_backup};
-use crate::actions::plan::{Basis, Planner};
+use crate::actions::pipeline::{Outlet, beside, run_backup};
+use crate::actions::plan::{Basis, Planned, Planner};
 use crate::actions::session::{BEAT_SECONDS, Session};
 use crate::actions::stanza::epoch_of;
 use crate::actions::stat_record::{self, StatReader, StatWriter};
@@ -29,20 +28,24 @@ use crate::cluster::control_file::{self, ControlFile};
 use crate::cluster::data_dir::{WalkOptions, walk};
 use crate::cluster::server::Server;
 use crate::dedup::chunker::Chunker;
-use crate::ids::{BlobKind, ChunkId, Namer, PackId};
+use crate::ids::{BlobKind, ChunkId, Namer};
 use crate::monitor::{Counter, Monitor, Problem, Stage, Tally};
 use crate::pack::writer::Sealer;
-use crate::repository::layout::PackClass;
-use crate::repository::snapshot::{self, BackupType, Decision, Manifest, Register, Sums};
+use crate::repository::Repository;
+use crate::repository::config::Config;
+use crate::repository::snapshot::{self, BackupType, Manifest, Register};
 use crate::repository::stanza::Epoch;
 use crate::repository::tree::encode_page_list;
-use crate::repository::{Repository, gc_log, packs};
 
 /// How often the server's session is kept alive.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// What a backup is asked to do.
 #[derive(Debug, Clone)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a switch of the command"
+)]
 pub struct BackupOptions {
     /// The stanza.
     pub stanza: String,
@@ -170,23 +173,38 @@ fn give_up(session: &Session<'_>, options: &BackupOptions, label: &str) {
 }
 
 /// What stays the same through one run.
-struct Run<'a> {
-    options: &'a BackupOptions,
-    control: &'a ControlFile,
-    epoch: &'a Epoch,
-    tally: &'a Tally,
-    monitor: &'a dyn Monitor,
+pub(super) struct Run<'a> {
+    pub(super) options: &'a BackupOptions,
+    pub(super) control: &'a ControlFile,
+    pub(super) epoch: &'a Epoch,
+    pub(super) tally: &'a Tally,
+    pub(super) monitor: &'a dyn Monitor,
+}
+
+/// What one run works with once its index is up to date.
+struct Live<'r, 's> {
+    session: &'r Session<'r>,
+    known: &'r Known,
+    packer: &'r Packer<'r>,
+    mode: &'r Mutex<BackupMode<'s>>,
+    chosen: &'r Chosen,
+}
+
+impl<'s> Live<'_, 's> {
+    fn mode(&self) -> MutexGuard<'_, BackupMode<'s>> {
+        self.mode.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What was copied, before the register is decided.
-struct Copied {
-    assembled: Assembled,
-    stat: StatWriter,
-    window: Window,
-    pg_control: ControlFile,
-    page_list: Option<ChunkId>,
-    bad_pages: u64,
-    torn_pages: u64,
+pub(super) struct Copied {
+    pub(super) assembled: Assembled,
+    pub(super) stat: StatWriter,
+    pub(super) window: Window,
+    pub(super) pg_control: ControlFile,
+    pub(super) page_list: Option<ChunkId>,
+    pub(super) bad_pages: u64,
+    pub(super) torn_pages: u64,
 }
 
 impl Run<'_> {
@@ -218,10 +236,17 @@ impl Run<'_> {
             _ => None,
         };
         let mode = Mutex::new(mode);
+        let live = Live {
+            session,
+            known: &known,
+            packer: &packer,
+            mode: &mode,
+            chosen,
+        };
         let mut beats = 1;
         let mut ticks = 0;
         let tick = || {
-            mode.lock().unwrap_or_else(PoisonError::into_inner).ping()?;
+            live.mode().ping()?;
             ticks += 1;
             if ticks * KEEP_ALIVE.as_secs() >= BEAT_SECONDS {
                 ticks = 0;
@@ -231,18 +256,9 @@ impl Run<'_> {
             Ok(())
         };
         let copied = beside(KEEP_ALIVE, tick, || {
-            let copied = self.copy(
-                session,
-                &mode,
-                &packer,
-                &known,
-                nodes.as_ref(),
-                basis,
-                chosen,
-            )?;
+            let copied = self.copy(&live, nodes.as_ref(), basis)?;
             packer.publish_rest()?;
-            let mut mode = mode.lock().unwrap_or_else(PoisonError::into_inner);
-            mode.prove_wal(
+            BackupMode::prove_wal(
                 repository,
                 self.options,
                 self.epoch,
@@ -325,31 +341,22 @@ impl Run<'_> {
         }
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the parts of one run, each borrowed for as long as its threads live"
-    )]
+    /// Copies the cluster: from entering backup mode to leaving it.
     fn copy<'r>(
         &self,
-        session: &Session<'_>,
-        mode: &Mutex<BackupMode<'_>>,
-        packer: &Packer<'r>,
-        known: &'r Known,
+        live: &Live<'r, '_>,
         nodes: Option<&'r NodeReader<'r>>,
         basis: Option<Basis<'r>>,
-        chosen: &Chosen,
     ) -> Result<Copied> {
-        let config = &session.repository.config;
-        let lock = || mode.lock().unwrap_or_else(PoisonError::into_inner);
+        let config = &live.session.repository.config;
         self.monitor.stage(Stage::StartBackup, 0, 0);
-        let window = lock().start(
-            session.repository,
-            self.options,
-            self.epoch,
-            self.control,
-            &chosen.label,
-        )?;
-        let totals = chosen
+        let repository = live.session.repository;
+        let label = &live.chosen.label;
+        let window =
+            live.mode()
+                .start(repository, self.options, self.epoch, self.control, label)?;
+        let totals = live
+            .chosen
             .prior
             .as_ref()
             .map(|prior| prior.manifest.sums)
@@ -359,8 +366,8 @@ impl Run<'_> {
         let chunker = Chunker::new(config).map_err(Error::Index)?;
         let copier = Copier {
             config,
-            index: &known.index,
-            packer,
+            index: &live.known.index,
+            packer: live.packer,
             prior: nodes,
             chunker: &chunker,
             page_bytes: self.control.page_bytes,
@@ -369,91 +376,83 @@ impl Run<'_> {
             tally: self.tally,
             monitor: self.monitor,
         };
-        let sealer = Sealer::new(self.options.compress_level).map_err(|source| Error::Pack {
-            path: "the compressor".to_owned(),
-            source,
-        })?;
-        let store = NodeStore {
-            index: &known.index,
-            packer,
-            namer: Namer::plain(),
-            sealer,
-        };
-        let (cache, stanza) = (&self.options.cache, &self.options.stanza);
-        let stat = stat_record::path_of(
-            cache,
-            session.repository.id,
-            stanza,
-            &chosen.label,
-            session.run,
-        );
-        let assembler = Assembler::new(
-            store,
-            StatWriter::create(stat)?,
-            config,
-            self.tally,
-            self.monitor,
-        );
+        let assembler = self.assembler(live)?;
         let online = window.online();
         run_backup(
             self.options.threads,
-            |plan, jobs| {
-                let mut problem = |path: &Path, message: String| {
-                    self.monitor.problem(&Problem {
-                        object: path.display().to_string(),
-                        message,
-                    });
-                };
-                let files = walk(
-                    &self.options.pgdata,
-                    &self.walk_options(online),
-                    &mut problem,
-                )
-                .map_err(Error::Cluster)?;
-                Planner::new(plan, jobs, basis, config.region_bytes)?.run(files)
-            },
+            |plan, jobs| self.plan(plan, jobs, basis, config, online),
             |jobs, results| copier.work(jobs, results),
-            || packer.store(),
+            || live.packer.store(),
             |plan, results| {
-                let copied = assembler.run(plan, results).and_then(|(assembled, stat)| {
-                    let mut window = window;
-                    let pg_control =
-                        control_file::read(&self.options.pgdata).map_err(Error::Cluster)?;
-                    self.monitor.stage(Stage::StopBackup, 0, 0);
-                    lock().stop(&mut window)?;
-                    self.judge(packer, known, assembled, stat, window, pg_control)
-                });
-                match copied {
-                    Ok(copied) => packer.close().map(|()| copied),
-                    Err(error) => {
-                        packer.abandon();
-                        Err(error)
-                    }
+                let finished = assembler
+                    .run(plan, results)
+                    .and_then(|(assembled, stat)| self.conclude(live, assembled, stat, window))
+                    .and_then(|copied| live.packer.close().map(|()| copied));
+                if finished.is_err() {
+                    live.packer.abandon();
                 }
+                finished
             },
         )
     }
 
-    fn walk_options(&self, online: bool) -> WalkOptions {
-        WalkOptions {
-            version: self.control.version,
-            catalog_version: self.control.catalog_version,
-            segment_blocks: self.control.segment_blocks,
-            online,
-            exclude: self.options.exclude.clone(),
-        }
+    fn plan(
+        &self,
+        plan: &Outlet<Planned>,
+        jobs: &Outlet<Job>,
+        basis: Option<Basis<'_>>,
+        config: &Config,
+        online: bool,
+    ) -> Result<()> {
+        let mut problem = |path: &Path, message: String| {
+            self.monitor.problem(&Problem {
+                object: path.display().to_string(),
+                message,
+            });
+        };
+        let options = self.walk_options(online);
+        let files = walk(&self.options.pgdata, &options, &mut problem).map_err(Error::Cluster)?;
+        Planner::new(plan, jobs, basis, config.region_bytes)?.run(files)
     }
 
-    /// Decides, now that the backup's end is known, which suspect pages recovery will repair; stores the list.
-    fn judge(
+    fn node_store<'r>(&self, live: &Live<'r, '_>) -> Result<NodeStore<'r>> {
+        let sealer = Sealer::new(self.options.compress_level).map_err(|source| Error::Pack {
+            path: "the snapshot tree".to_owned(),
+            source,
+        })?;
+        Ok(NodeStore {
+            index: &live.known.index,
+            packer: live.packer,
+            namer: Namer::plain(),
+            sealer,
+        })
+    }
+
+    fn assembler<'r>(&'r self, live: &Live<'r, '_>) -> Result<Assembler<'r>> {
+        let (cache, stanza, session) = (&self.options.cache, &self.options.stanza, live.session);
+        let id = session.repository.id;
+        let stat = stat_record::path_of(cache, id, stanza, &live.chosen.label, session.run);
+        let config = &session.repository.config;
+        Ok(Assembler::new(
+            self.node_store(live)?,
+            StatWriter::create(stat)?,
+            config,
+            self.tally,
+            self.monitor,
+        ))
+    }
+
+    /// Leaves backup mode, and decides, now that the backup's end is known, which suspect pages recovery will repair.
+    fn conclude(
         &self,
-        packer: &Packer<'_>,
-        known: &Known,
+        live: &Live<'_, '_>,
         mut assembled: Assembled,
         stat: StatWriter,
-        window: Window,
-        pg_control: ControlFile,
+        mut window: Window,
     ) -> Result<Copied> {
+        let pg_control = control_file::read(&self.options.pgdata).map_err(Error::Cluster)?;
+        self.monitor.stage(Stage::StopBackup, 0, 0);
+        live.mode().stop(&mut window)?;
         let mut verdicts = Vec::new();
         let mut bad_pages = assembled.unlisted_suspects;
         for (path, page) in std::mem::take(&mut assembled.suspects) {
@@ -461,10 +460,8 @@ impl Run<'_> {
             if !torn {
                 bad_pages += 1;
                 let message = format!("page checksum of block {} does not match", page.block);
-                self.monitor.problem(&Problem {
-                    object: String::from_utf8_lossy(&path).into_owned(),
-                    message,
-                });
+                let object = String::from_utf8_lossy(&path).into_owned();
+                self.monitor.problem(&Problem { object, message });
             }
             verdicts.push(PageVerdict {
                 path,
@@ -475,29 +472,7 @@ impl Run<'_> {
         let torn_pages = verdicts.iter().filter(|verdict| verdict.torn).count() as u64;
         self.tally.add(Counter::BadPages, bad_pages);
         self.tally.add(Counter::TornPages, torn_pages);
-        let page_list = if verdicts.is_empty() {
-            None
-        } else {
-            let bytes = encode_page_list(
-                verdicts
-                    .iter()
-                    .map(|page| (&page.path[..], page.block, page.torn)),
-            );
-            let sealer =
-                Sealer::new(self.options.compress_level).map_err(|source| Error::Pack {
-                    path: "the page list".to_owned(),
-                    source,
-                })?;
-            let mut store = NodeStore {
-                index: &known.index,
-                packer,
-                namer: Namer::plain(),
-                sealer,
-            };
-            let id = store.namer.name(BlobKind::Node, &bytes);
-            store.store(id, &bytes)?;
-            Some(id)
-        };
+        let page_list = self.store_page_list(live, &verdicts)?;
         Ok(Copied {
             assembled,
             stat,
@@ -509,147 +484,32 @@ impl Run<'_> {
         })
     }
 
-    /// Checks that nothing the backup may refer to was removed, then decides the register.
-    fn commit(
+    fn store_page_list(
         &self,
-        session: &Session<'_>,
-        chosen: &Chosen,
-        copied: Copied,
-        usable: &BTreeSet<PackId>,
-    ) -> Result<Manifest> {
-        let repository = session.repository;
-        let mut present = BTreeSet::new();
-        for class in [PackClass::Data, PackClass::Meta] {
-            present.extend(
-                packs::list(repository, class)
-                    .map_err(Error::Repository)?
-                    .iter()
-                    .map(|pack| pack.pack),
-            );
+        live: &Live<'_, '_>,
+        verdicts: &[PageVerdict],
+    ) -> Result<Option<ChunkId>> {
+        if verdicts.is_empty() {
+            return Ok(None);
         }
-        let dead = gc_log::read(repository).map_err(Error::Repository)?.dead;
-        if let Some(gone) = usable
-            .iter()
-            .find(|pack| !present.contains(pack) || dead.contains(pack))
-        {
-            return Err(Error::PackVanished {
-                pack: gone.to_string(),
-            });
-        }
-        let stat = copied.stat;
-        let manifest = self.manifest(
-            session,
-            chosen,
-            copied.assembled,
-            &copied.window,
-            copied.pg_control,
-            {
-                let (page_list, bad, torn) =
-                    (copied.page_list, copied.bad_pages, copied.torn_pages);
-                (page_list, bad, torn)
-            },
+        let bytes = encode_page_list(
+            verdicts
+                .iter()
+                .map(|page| (&page.path[..], page.block, page.torn)),
         );
-        let register = Register::Committed(Box::new(manifest.clone()));
-        let (stanza, label) = (&self.options.stanza, &chosen.label);
-        match snapshot::decide(repository, stanza, label, session.run, &register)
-            .map_err(Error::Repository)?
-        {
-            Decision::Decided => {}
-            Decision::AlreadyDecided(_) => {
-                return Err(Error::Fenced {
-                    label: label.clone(),
-                });
-            }
-        }
-        if let Err(error) = stat.finish() {
-            self.monitor.problem(&Problem {
-                object: label.clone(),
-                message: format!("no stat record: {error}"),
-            });
-        }
-        Ok(manifest)
+        let mut store = self.node_store(live)?;
+        let id = store.namer.name(BlobKind::Node, &bytes);
+        store.store(id, &bytes)?;
+        Ok(Some(id))
     }
 
-    fn manifest(
-        &self,
-        session: &Session<'_>,
-        chosen: &Chosen,
-        assembled: Assembled,
-        window: &Window,
-        pg_control: ControlFile,
-        (page_list, bad_pages, torn_pages): (Option<ChunkId>, u64, u64),
-    ) -> Manifest {
-        let (options, control) = (self.options, self.control);
-        Manifest {
-            label: chosen.label.clone(),
-            backup_type: chosen.backup_type,
-            prior: chosen
-                .prior
-                .as_ref()
-                .map(|prior| prior.manifest.label.clone()),
-            run: session.run,
-            nonce: session.run.0,
-            tool_version: env!("CARGO_PKG_VERSION").to_owned(),
-            host: options.host.clone(),
-            stanza: options.stanza.clone(),
-            epoch: self.epoch.n,
-            system_id: control.system_id,
-            version: control.version,
-            catalog_version: control.catalog_version,
-            page_bytes: control.page_bytes,
-            segment_blocks: control.segment_blocks,
-            wal_segment_bytes: control.wal_segment_bytes,
-            checksums: control.checksums,
-            wal_level: control.wal_level.to_string(),
-            online: window.online(),
-            start_ms: options.now_ms,
-            stop_ms: window.stop_ms,
-            start_lsn: window.start_lsn,
-            stop_lsn: window.stop_lsn,
-            timeline: window.timeline,
-            stop_timeline: window.timeline,
-            wal_start: window.wal_start(control.wal_segment_bytes),
-            wal_stop: window.wal_stop(control.wal_segment_bytes),
-            databases: window.databases.clone(),
-            tablespaces: window.tablespaces.clone(),
-            root: assembled.root,
-            sums: Sums {
-                files: assembled.files,
-                file_bytes: assembled.sums.file_bytes,
-                read_bytes: self.tally.get(Counter::ReadBytes),
-                new_bytes: self.tally.get(Counter::NewBytes),
-                stored_bytes: self.tally.get(Counter::StoredBytes),
-                tree_stored_bytes: assembled.sums.stored_bytes,
-                bad_pages,
-                torn_pages,
-            },
-            options: vec![
-                (
-                    "compress-level".to_owned(),
-                    options.compress_level.to_string(),
-                ),
-                ("delta".to_owned(), options.delta.to_string()),
-            ],
-            pg_control: pg_control.bytes,
-            pg_control_mode: mode_of_control(&options.pgdata),
-            backup_label: window.backup_label.clone(),
-            tablespace_map: window.tablespace_map.clone(),
-            page_list,
+    fn walk_options(&self, online: bool) -> WalkOptions {
+        WalkOptions {
+            version: self.control.version,
+            catalog_version: self.control.catalog_version,
+            segment_blocks: self.control.segment_blocks,
+            online,
+            exclude: self.options.exclude.clone(),
         }
     }
-}
-
-/// The permission bits of the control file; PostgreSQL's own where they cannot be read.
-fn mode_of_control(pgdata: &Path) -> u32 {
-    let metadata = std::fs::metadata(pgdata.join(control_file::PATH));
-    metadata.map_or(0o600, |metadata| metadata.permissions().mode() & 0o7777)
-}
-
-/// The packs that this run may refer to: those listed when it began, but for what is condemned or dead.
-fn usable_packs(known: &Known, unusable: &BTreeSet<PackId>) -> BTreeSet<PackId> {
-    let suspect: BTreeSet<&PackId> = known.suspects.iter().collect();
-    let listed = known.listed.iter().map(|(_, pack, _)| *pack);
-    listed
-        .filter(|pack| !unusable.contains(pack) && !suspect.contains(pack))
-        .collect()
 }

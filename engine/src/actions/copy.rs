@@ -1,11 +1,12 @@
 //! The work on one piece of the cluster: read, check pages, cut, name, look up, compress, verify, pack.
 //!
 //! Promises: at most the size seen when the file was listed is read; a file that vanished or shrank is told, never
-//! padded; each chunk is looked up before it is stored; no allocation for each chunk. A worker owns one region buffer
-//! and its compressor, so its memory does not depend on the files.
+//! padded; each chunk is looked up before it is stored; no allocation for each chunk. A worker owns one buffer of a few
+//! chunks and its compressor, so its memory does not depend on the files.
 
 use std::fs::File;
 use std::io::ErrorKind as IoKind;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use crate::actions::packer::Packer;
 use crate::actions::pages::{self, SuspectPage};
 use crate::actions::pipeline::{Inlet, Outlet};
 use crate::cluster::data_dir::Source;
-use crate::dedup::chunker::{Chunker, Structure};
+use crate::dedup::chunker::{Chunker, Structure, Window};
 use crate::dedup::index::ChunkIndex;
 use crate::ids::{BlobKind, ChunkId, Extent, Location, Namer, Parts};
 use crate::monitor::{Counter, Monitor, Tally};
@@ -26,7 +27,7 @@ use crate::repository::tree::{Content, LARGEST_INLINE};
 /// Files up to this size are worked on in batches.
 pub(super) const SMALL_FILE: u64 = 1 << 20;
 /// What a batch may hold.
-pub(super) const BATCH_BYTES: u64 = 8 << 20;
+pub(super) const BATCH_BYTES: u64 = 2 << 20;
 /// Files in a batch.
 pub(super) const BATCH_FILES: usize = 128;
 
@@ -103,25 +104,13 @@ pub(super) struct Copier<'a> {
     pub(super) monitor: &'a dyn Monitor,
 }
 
-/// A piece of the buffer that belongs to one file.
-struct Slice {
-    file: Arc<SourceFile>,
-    offset: u64,
-    from: usize,
-    to: usize,
-    piece: Piece,
-}
+/// What a worker's buffer is for: a few of the longest chunks, so that what was read is cut, hashed and compressed while
+/// it is in the processor's cache.
+const LONGEST_CHUNKS: usize = 4;
 
-impl Slice {
-    /// Whether this is a whole file that is kept in its tree entry.
-    fn is_inline(&self) -> bool {
-        self.offset == 0 && self.to - self.from <= LARGEST_INLINE
-    }
-}
-
-/// A chunk of the buffer.
+/// A chunk in the buffer, and the piece it belongs to.
 struct Chunk {
-    slice: usize,
+    piece: usize,
     from: usize,
     to: usize,
 }
@@ -145,18 +134,25 @@ impl Copier<'_> {
             path: "the compressor".to_owned(),
             source,
         })?;
+        let longest = self.config.relation.max.max(self.config.plain.max) as usize;
         let mut worker = Worker {
             shared: self,
             namer: Namer::plain(),
             sealer,
-            buffer: vec![0; self.config.region_bytes as usize],
+            buffer: vec![
+                0;
+                (longest * LONGEST_CHUNKS).max(usize::try_from(BATCH_BYTES).unwrap_or(0))
+            ],
             ends: Vec::new(),
             chunks: Vec::new(),
             ids: Vec::new(),
             found: Vec::new(),
         };
         while let Some(job) = jobs.next() {
-            let pieces = worker.run(job.work)?;
+            let pieces = match job.work {
+                Work::Region(file, region) => vec![worker.region(&file, region)?],
+                Work::Batch(files) => worker.batch(&files)?,
+            };
             self.monitor.progress(self.tally);
             results.send(Done {
                 sequence: job.sequence,
@@ -168,152 +164,181 @@ impl Copier<'_> {
 }
 
 impl Worker<'_> {
-    fn run(&mut self, work: Work) -> Result<Vec<Piece>> {
-        let region_bytes = u64::from(self.shared.config.region_bytes);
-        let mut slices = Vec::new();
-        match work {
-            Work::Region(file, region) => self.read(file, region * region_bytes, 0, &mut slices)?,
-            Work::Batch(files) => {
-                for file in files {
-                    let at = slices.last().map_or(0, |slice: &Slice| slice.to);
-                    self.read(file, 0, at, &mut slices)?;
-                }
-            }
-        }
+    /// Works on several small files, each whole.
+    fn batch(&mut self, files: &[Arc<SourceFile>]) -> Result<Vec<Piece>> {
+        let mut pieces = Vec::with_capacity(files.len());
+        let mut at = 0;
         self.chunks.clear();
-        for at in 0..slices.len() {
-            self.check(&mut slices[at]);
-            self.cut(at, &slices[at])?;
+        for file in files {
+            let mut piece = Piece::default();
+            let Some(open) = open(file)? else {
+                piece.vanished = true;
+                pieces.push(piece);
+                continue;
+            };
+            let to = at + usize::try_from(file.source.bytes).unwrap_or(0);
+            let to = at + self.read(&open, file, 0, at..to.min(self.buffer.len()))?;
+            piece.bytes = (to - at) as u64;
+            if to - at <= LARGEST_INLINE {
+                piece.inline = self.buffer[at..to].to_vec();
+            } else {
+                self.check(file, 0, at..to, &mut piece);
+                let prior = self.prior_lengths(file, 0)?;
+                self.cut(
+                    file,
+                    &mut prior.as_slice(),
+                    at..to,
+                    Window::WHOLE,
+                    pieces.len(),
+                )?;
+            }
+            pieces.push(piece);
+            at = to;
         }
-        self.ids.clear();
-        for chunk in &self.chunks {
-            self.ids.push(
-                self.namer
-                    .name(BlobKind::Data, &self.buffer[chunk.from..chunk.to]),
-            );
-        }
-        self.shared
-            .index
-            .lookup(&self.ids, &mut self.found)
-            .map_err(Error::Index)?;
-        self.place(&mut slices)?;
-        Ok(slices.into_iter().map(|slice| slice.piece).collect())
+        self.place(&mut pieces, |piece| &files[piece].source.path)?;
+        Ok(pieces)
     }
 
-    /// Reads up to a region of `file` from `offset` on into the buffer at `at`.
+    /// Works on one region of a file, a window at a time.
+    fn region(&mut self, file: &Arc<SourceFile>, region: u64) -> Result<Piece> {
+        let mut piece = Piece::default();
+        let Some(open) = open(file)? else {
+            piece.vanished = true;
+            return Ok(piece);
+        };
+        let region_bytes = u64::from(self.shared.config.region_bytes);
+        let begin = region * region_bytes;
+        let end = file.source.bytes.min(begin + region_bytes);
+        let prior = self.prior_lengths(file, begin)?;
+        let mut prior = prior.as_slice();
+        // The buffer holds the file's bytes from `offset` on; `held` of them are there.
+        let (mut offset, mut held) = (begin, 0);
+        let mut pieces = [piece];
+        loop {
+            let wanted = usize::try_from(end - offset)
+                .unwrap_or(usize::MAX)
+                .min(self.buffer.len());
+            let read = self.read(&open, file, offset + held as u64, held..wanted)?;
+            self.check(
+                file,
+                offset + held as u64,
+                held..held + read,
+                &mut pieces[0],
+            );
+            pieces[0].bytes += read as u64;
+            held += read;
+            let window = Window {
+                first: offset == begin,
+                last: held < wanted || offset + held as u64 == end,
+            };
+            if window == Window::WHOLE && begin == 0 && held <= LARGEST_INLINE {
+                pieces[0].inline = self.buffer[..held].to_vec();
+                break;
+            }
+            self.chunks.clear();
+            self.cut(file, &mut prior, 0..held, window, 0)?;
+            let used = self.chunks.last().map_or(0, |chunk| chunk.to);
+            self.place(&mut pieces, |_| &file.source.path)?;
+            if window.last {
+                break;
+            }
+            self.buffer.copy_within(used..held, 0);
+            held -= used;
+            offset += used as u64;
+        }
+        let [piece] = pieces;
+        Ok(piece)
+    }
+
+    /// Fills `range` of the buffer with the file's bytes from `offset` on; answers how many there were.
     fn read(
         &mut self,
-        file: Arc<SourceFile>,
+        open: &File,
+        file: &SourceFile,
         offset: u64,
-        at: usize,
-        slices: &mut Vec<Slice>,
-    ) -> Result<()> {
-        let wanted = file
-            .source
-            .bytes
-            .saturating_sub(offset)
-            .min((self.buffer.len() - at) as u64);
-        let target = &mut self.buffer[at..at + usize::try_from(wanted).unwrap_or(0)];
-        let failed = |source| Error::ReadFile {
-            path: file.source.location.clone(),
-            source,
-        };
-        let mut piece = Piece::default();
+        range: Range<usize>,
+    ) -> Result<usize> {
+        let target = &mut self.buffer[range];
         let mut filled = 0;
-        match File::open(&file.source.location) {
-            Ok(open) => {
-                while filled < target.len() {
-                    match open.read_at(&mut target[filled..], offset + filled as u64) {
-                        Ok(0) => break,
-                        Ok(read) => filled += read,
-                        Err(error) if error.kind() == IoKind::Interrupted => {}
-                        Err(error) => return Err(failed(error)),
-                    }
+        while filled < target.len() {
+            match open.read_at(&mut target[filled..], offset + filled as u64) {
+                Ok(0) => break,
+                Ok(read) => filled += read,
+                Err(error) if error.kind() == IoKind::Interrupted => {}
+                Err(source) => {
+                    return Err(Error::ReadFile {
+                        path: file.source.location.clone(),
+                        source,
+                    });
                 }
             }
-            Err(error) if error.kind() == IoKind::NotFound => piece.vanished = true,
-            Err(error) => return Err(failed(error)),
         }
-        piece.bytes = filled as u64;
-        self.shared.tally.add(Counter::ReadBytes, piece.bytes);
-        slices.push(Slice {
-            file,
-            offset,
-            from: at,
-            to: at + filled,
-            piece,
-        });
-        Ok(())
+        self.shared.tally.add(Counter::ReadBytes, filled as u64);
+        Ok(filled)
     }
 
-    /// Verifies the page checksums of one slice; a page that was being written is read again.
-    fn check(&mut self, slice: &mut Slice) {
-        let Some(relation) = slice
-            .file
-            .source
-            .relation
-            .filter(|_| self.shared.check_pages)
-        else {
+    /// Verifies the checksums of pages that were just read; one that was being written is read again.
+    fn check(&mut self, file: &SourceFile, offset: u64, range: Range<usize>, piece: &mut Piece) {
+        let Some(relation) = file.source.relation.filter(|_| self.shared.check_pages) else {
             return;
         };
         let page_bytes = self.shared.page_bytes;
         let first_block =
-            relation.first_block + u32::try_from(slice.offset / u64::from(page_bytes)).unwrap_or(0);
-        let bytes = &mut self.buffer[slice.from..slice.to];
+            relation.first_block + u32::try_from(offset / u64::from(page_bytes)).unwrap_or(0);
+        let bytes = &mut self.buffer[range];
         self.shared
             .tally
             .add(Counter::Pages, bytes.len() as u64 / u64::from(page_bytes));
-        slice.piece.suspects = pages::check(
+        piece.suspects.extend(pages::check(
             bytes,
             page_bytes,
             first_block,
-            &slice.file.source.location,
-            slice.offset,
-        );
+            &file.source.location,
+            offset,
+        ));
     }
 
-    fn cut(&mut self, at: usize, slice: &Slice) -> Result<()> {
-        let bytes = &self.buffer[slice.from..slice.to];
-        if slice.is_inline() {
-            return Ok(());
-        }
-        let structure = match slice.file.source.relation {
+    /// Cuts `range` of the buffer into chunks of piece `piece`.
+    fn cut(
+        &mut self,
+        file: &SourceFile,
+        prior: &mut &[u32],
+        range: Range<usize>,
+        window: Window,
+        piece: usize,
+    ) -> Result<()> {
+        let structure = match file.source.relation {
             Some(_) => Structure::Pages {
                 page_bytes: self.shared.page_bytes,
             },
             None => Structure::Plain,
         };
-        let prior = self.prior_lengths(slice)?;
-        let cut = self
-            .shared
+        let begin = range.start;
+        let bytes = &self.buffer[range];
+        self.shared
             .chunker
-            .cut_along(structure, &prior, bytes, &mut self.ends);
-        cut.map_err(Error::Index)?;
-        let mut from = slice.from;
+            .cut_window(structure, prior, bytes, window, &mut self.ends)
+            .map_err(Error::Index)?;
+        let mut from = begin;
         for end in &self.ends {
-            let to = slice.from + *end as usize;
-            self.chunks.push(Chunk {
-                slice: at,
-                from,
-                to,
-            });
+            let to = begin + *end as usize;
+            self.chunks.push(Chunk { piece, from, to });
             from = to;
         }
         Ok(())
     }
 
-    /// The lengths of the previous snapshot's extents in this slice of a relation file, but for the file's last one:
-    /// cut points, so that no boundary moves under pages that change in place.
-    fn prior_lengths(&self, slice: &Slice) -> Result<Vec<u32>> {
-        let file = &slice.file;
+    /// The lengths of the previous snapshot's extents in the region of a relation file that begins at `offset`, but for
+    /// the file's last one: cut points, so that no boundary moves under pages that change in place.
+    fn prior_lengths(&self, file: &SourceFile, offset: u64) -> Result<Vec<u32>> {
         let (Some((bytes, content)), Some(nodes), Some(_)) =
             (&file.prior, self.shared.prior, file.source.relation)
         else {
             return Ok(Vec::new());
         };
-        let end = slice.offset + u64::from(self.shared.config.region_bytes);
-        let (begin, mut extents) = nodes.extents(content, slice.offset, end)?;
-        if begin != slice.offset {
+        let end = offset + u64::from(self.shared.config.region_bytes);
+        let (begin, mut extents) = nodes.extents(content, offset, end)?;
+        if begin != offset {
             return Ok(Vec::new());
         }
         if end >= *bytes {
@@ -322,14 +347,26 @@ impl Worker<'_> {
         Ok(extents.iter().map(|extent| extent.length).collect())
     }
 
-    /// Gives each chunk its place: zero, known, or new and now stored.
-    fn place(&mut self, slices: &mut [Slice]) -> Result<()> {
+    /// Names the chunks, looks them up, and gives each its place: zero, known, or new and now stored.
+    fn place<'p>(
+        &mut self,
+        pieces: &mut [Piece],
+        path: impl Fn(usize) -> &'p Vec<u8>,
+    ) -> Result<()> {
         let tally = self.shared.tally;
-        for slice in slices.iter_mut().filter(|slice| slice.is_inline()) {
-            slice.piece.inline = self.buffer[slice.from..slice.to].to_vec();
-        }
+        let (namer, buffer) = (&self.namer, &self.buffer);
+        self.ids.clear();
+        self.ids.extend(
+            self.chunks
+                .iter()
+                .map(|chunk| namer.name(BlobKind::Data, &buffer[chunk.from..chunk.to])),
+        );
+        self.shared
+            .index
+            .lookup(&self.ids, &mut self.found)
+            .map_err(Error::Index)?;
         for ((chunk, id), found) in self.chunks.iter().zip(&self.ids).zip(&self.found) {
-            let slice = &mut slices[chunk.slice];
+            let piece = &mut pieces[chunk.piece];
             let bytes = &self.buffer[chunk.from..chunk.to];
             let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
             let mut parts = Parts::Whole;
@@ -338,7 +375,7 @@ impl Worker<'_> {
                 parts = Parts::Zero;
                 true
             } else if let Some(location) = found.filter(|location| location.raw_bytes == length) {
-                slice.piece.stored_bytes += u64::from(location.stored_bytes);
+                piece.stored_bytes += u64::from(location.stored_bytes);
                 true
             } else {
                 let offered = self.shared.packer.offer(
@@ -348,8 +385,8 @@ impl Worker<'_> {
                     *id,
                     bytes,
                 );
-                let offered = offered.map_err(|error| error.about(&slice.file.source.path))?;
-                slice.piece.stored_bytes += u64::from(offered.stored_bytes);
+                let offered = offered.map_err(|error| error.about(path(chunk.piece)))?;
+                piece.stored_bytes += u64::from(offered.stored_bytes);
                 !offered.new
             };
             if known {
@@ -358,13 +395,25 @@ impl Worker<'_> {
                 tally.add(Counter::NewChunks, 1);
                 tally.add(Counter::NewBytes, u64::from(length));
             }
-            slice.piece.extents.push(Extent {
+            piece.extents.push(Extent {
                 length,
                 id: *id,
                 parts,
             });
         }
         Ok(())
+    }
+}
+
+/// Opens a file; `None` if it vanished.
+fn open(file: &SourceFile) -> Result<Option<File>> {
+    match File::open(&file.source.location) {
+        Ok(open) => Ok(Some(open)),
+        Err(error) if error.kind() == IoKind::NotFound => Ok(None),
+        Err(source) => Err(Error::ReadFile {
+            path: file.source.location.clone(),
+            source,
+        }),
     }
 }
 

@@ -193,7 +193,7 @@ pub enum Error {
     /// The server archives with another command.
     #[error("archive_command must call pgcairn archive-push, it is {0:?}")]
     ArchiveCommand(String),
-    /// wal_level is too low for an online backup.
+    /// `wal_level` is too low for an online backup.
     #[error("wal_level must be replica or logical, it is {0:?}")]
     WalLevel(String),
     /// A server runs in the directory.

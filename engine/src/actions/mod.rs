@@ -7,6 +7,7 @@
 mod archive;
 mod assemble;
 mod backup;
+mod commit;
 mod copy;
 mod error;
 mod fetch;

@@ -172,7 +172,6 @@ impl<'s> BackupMode<'s> {
 
     /// Waits for the WAL that the backup needs.
     pub(super) fn prove_wal(
-        &mut self,
         repository: &Repository,
         options: &BackupOptions,
         epoch: &Epoch,

@@ -23,7 +23,7 @@ use crate::repository::{Repository, packs};
 
 /// A segment is written when so many packs wait for one, or when the oldest has waited so long.
 const PACKS_PER_SEGMENT: usize = 64;
-const SEGMENT_AGE: Duration = Duration::from_secs(60);
+const SEGMENT_AGE: Duration = Duration::from_mins(1);
 
 /// A full pack on its way to the repository.
 pub(super) struct Full {
@@ -103,17 +103,17 @@ impl<'a> Packer<'a> {
                 new: false,
             });
         }
-        let sealed = sealer
+        let packed = sealer
             .seal(namer, kind, id, raw)
             .map_err(OfferError::Pack)?;
-        let stored_bytes = u32::try_from(sealed.payload.len()).unwrap_or(u32::MAX);
+        let stored_bytes = u32::try_from(packed.payload.len()).unwrap_or(u32::MAX);
         let (class, open, target) = match kind {
             BlobKind::Node => (PackClass::Meta, &self.meta, META_PACK_TARGET),
             BlobKind::Data | BlobKind::Wal => (PackClass::Data, &self.data, DATA_PACK_TARGET),
         };
         let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(writer) =
-            open.take_if(|writer| writer.body_bytes() + sealed.payload.len() > target)
+            open.take_if(|writer| writer.body_bytes() + packed.payload.len() > target)
         {
             self.hand_over(Full { class, writer })
                 .map_err(OfferError::Run)?;
@@ -122,7 +122,7 @@ impl<'a> Packer<'a> {
             Some(buffer) => PackWriter::with_buffer(buffer),
             None => PackWriter::new(target),
         });
-        writer.push(&sealed).map_err(OfferError::Pack)?;
+        writer.push(&packed).map_err(OfferError::Pack)?;
         drop(open);
         self.claims.fulfil(&id, stored_bytes);
         Ok(Offered {

@@ -262,11 +262,11 @@ pub(super) fn beside<T>(
         });
         let outcome = body();
         drop(stop);
-        let ticked = ticker
+        let outcome_of_ticks = ticker
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         let value = outcome?;
-        ticked.map(|()| value)
+        outcome_of_ticks.map(|()| value)
     })
 }
 

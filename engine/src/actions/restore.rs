@@ -2,7 +2,7 @@
 //!
 //! The story: choose the backup; look at the target and refuse what is live, foreign or not ours; announce; survey the
 //! tree; put down the marker, then remove `global/pg_control`, so that nothing startable is left; make the tree and fill
-//! it (`unfold.rs`, `fill.rs`); label, recovery settings; make all of it durable; pg_control under its name; the marker
+//! it (`unfold.rs`, `fill.rs`); label, recovery settings; make all of it durable; `pg_control` under its name; the marker
 //! goes last. Promises: a restore that is killed anywhere is recognised by its marker and can be run again.
 
 use std::path::{Path, PathBuf};
@@ -34,6 +34,10 @@ const LEAST_REMOTE_THREADS: usize = 10;
 
 /// What a restore is asked to do.
 #[derive(Debug, Clone)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a switch of the command"
+)]
 pub struct RestoreOptions {
     /// The stanza.
     pub stanza: String,

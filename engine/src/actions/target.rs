@@ -22,7 +22,7 @@ use crate::repository::snapshot::Manifest;
 pub(super) const MARKER: &[u8] = b"pgcairn.restore";
 /// The marker, for paths.
 const MARKER_FILE: &str = "pgcairn.restore";
-/// What pg_control is called until it is complete.
+/// What `pg_control` is called until it is complete.
 const CONTROL_TEMPORARY: &[u8] = b"global/pg_control.pgcairn.tmp";
 
 /// What a restore leaves in its target while it runs.
@@ -187,7 +187,7 @@ pub(super) fn sync<'a>(paths: impl Iterator<Item = &'a Path>) -> Result<()> {
     Ok(())
 }
 
-/// Writes pg_control, gives it its name, and removes the marker: from here on the cluster can be started.
+/// Writes `pg_control`, gives it its name, and removes the marker: from here on the cluster can be started.
 pub(super) fn release(pgdata: &Path, places: &Places, control: &[u8], mode: u32) -> Result<()> {
     let root = places.data();
     write_file(root, CONTROL_TEMPORARY, control, mode)?;

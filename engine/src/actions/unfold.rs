@@ -119,26 +119,22 @@ impl<'a> Unfolder<'a> {
         Ok(())
     }
 
-    /// Removes what the listing has before `path`; answers whether the listing has `path`.
-    fn passed(&mut self, path: &[u8]) -> Result<bool> {
+    /// Removes what the listing has before `path`, and passes `path` itself.
+    fn passed(&mut self, path: &[u8]) -> Result<()> {
         let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or(path);
         let mut strays = Vec::new();
-        let mut found = false;
         let Some(open) = self.open.last_mut() else {
-            return Ok(false);
+            return Ok(());
         };
         while let Some(next) = open.names.pop_if(|next| next.as_slice() <= name) {
-            if next == name {
-                found = true;
-            } else {
+            if next != name {
                 strays.push(next);
             }
         }
         let folder = open.path.clone();
         strays
             .into_iter()
-            .try_for_each(|stray| self.remove_stray(&folder, &stray))?;
-        Ok(found)
+            .try_for_each(|stray| self.remove_stray(&folder, &stray))
     }
 
     fn remove_stray(&mut self, folder: &[u8], name: &[u8]) -> Result<()> {
@@ -174,16 +170,13 @@ impl<'a> Unfolder<'a> {
     }
 
     fn directory(&mut self, entry: &Entry) -> Result<()> {
-        let exists = entry.path.is_empty() || self.passed(&entry.path)?;
+        self.passed(&entry.path)?;
         if let Some(target) = self.places.link_target(&entry.path) {
             use std::os::unix::ffi::OsStrExt;
             self.link(entry, &entry.path, target.as_os_str().as_bytes())?;
         }
         let at = self.places.resolve(&entry.path);
-        if !at.relative.is_empty()
-            && !(exists && self.make_room(&entry.path, Kind::Directory, true)?)
-        {
-            self.make_room(&entry.path, Kind::Directory, true)?;
+        if !at.relative.is_empty() && !self.make_room(&entry.path, Kind::Directory, true)? {
             at.root
                 .create_dir(&at.relative, 0o700)
                 .map_err(Error::Cluster)?;

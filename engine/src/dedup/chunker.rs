@@ -28,6 +28,23 @@ pub enum Structure {
     Plain,
 }
 
+/// Which part of a region is at hand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    /// It begins the region.
+    pub first: bool,
+    /// It ends the region, or the file.
+    pub last: bool,
+}
+
+impl Window {
+    /// All of it.
+    pub const WHOLE: Window = Window {
+        first: true,
+        last: true,
+    };
+}
+
 /// Cuts regions. Made once per repository, shared by threads.
 #[derive(Debug, Clone)]
 pub struct Chunker {
@@ -94,6 +111,22 @@ impl Chunker {
         data: &[u8],
         ends: &mut Vec<u32>,
     ) -> Result<()> {
+        let mut prior = prior_lengths;
+        self.cut_window(structure, &mut prior, data, Window::WHOLE, ends)
+    }
+
+    /// Cuts the part of a region that is at hand: the same chunks as if the whole region were. `data` begins where the
+    /// last call's last chunk ended; what follows the last end of this call is to be passed again, with more behind it,
+    /// unless this was the last window. `prior_lengths` advances over the lengths that were followed. A window that is
+    /// not the last needs as many bytes as the longest chunk to make progress.
+    pub fn cut_window(
+        &self,
+        structure: Structure,
+        prior_lengths: &mut &[u32],
+        data: &[u8],
+        window: Window,
+        ends: &mut Vec<u32>,
+    ) -> Result<()> {
         ends.clear();
         let too_long = || Error::RegionTooLong {
             bytes: data.len(),
@@ -108,17 +141,25 @@ impl Chunker {
             Structure::Plain => (&self.plain, 1),
         };
         let mut start: u32 = 0;
-        for &length in prior_lengths {
+        while let Some((&length, rest)) = prior_lengths.split_first() {
             let sound =
                 length > 0 && length as usize <= cutter.max && length.is_multiple_of(page_bytes);
-            if !sound || length > bytes - start {
+            let fits = length <= bytes - start;
+            if sound && !fits && !window.last {
+                return Ok(());
+            }
+            if !sound || !fits {
+                *prior_lengths = &[];
                 break;
             }
             start += length;
             ends.push(start);
+            *prior_lengths = rest;
         }
-        let whole = structure == Structure::Plain && bytes < self.whole_below;
-        while let Some(rest) = data.get(start as usize..).filter(|rest| !rest.is_empty()) {
+        let whole =
+            structure == Structure::Plain && window == Window::WHOLE && bytes < self.whole_below;
+        let enough = |rest: &&[u8]| !rest.is_empty() && (window.last || rest.len() >= cutter.max);
+        while let Some(rest) = data.get(start as usize..).filter(enough) {
             let length = if whole {
                 rest.len()
             } else {
@@ -481,5 +522,38 @@ mod tests {
             chunker().cut(Structure::Plain, &data, &mut ends),
             Err(Error::RegionTooLong { .. })
         ));
+    }
+
+    #[test]
+    fn windows_of_any_size_make_the_chunks_of_the_whole_region() {
+        let chunker = Chunker::new(&config()).unwrap();
+        let data = noise(7, 3 << 20);
+        for structure in [Structure::Pages { page_bytes: 8192 }, Structure::Plain] {
+            let mut whole = Vec::new();
+            chunker.cut(structure, &data, &mut whole).unwrap();
+            for prior in [
+                vec![],
+                whole[..3]
+                    .iter()
+                    .scan(0, |from, end| Some(end - std::mem::replace(from, *end)))
+                    .collect::<Vec<u32>>(),
+            ] {
+                let (mut at, mut to, mut found, mut ends) = (0, 0, Vec::new(), Vec::new());
+                let mut rest = prior.as_slice();
+                while to < data.len() {
+                    to = (at + (700 << 10)).min(data.len());
+                    let window = Window {
+                        first: at == 0,
+                        last: to == data.len(),
+                    };
+                    chunker
+                        .cut_window(structure, &mut rest, &data[at..to], window, &mut ends)
+                        .unwrap();
+                    found.extend(ends.iter().map(|end| u32::try_from(at).unwrap() + end));
+                    at += ends.last().map_or(0, |end| *end as usize);
+                }
+                assert_eq!(found, whole);
+            }
+        }
     }
 }
