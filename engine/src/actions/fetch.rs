@@ -1,9 +1,8 @@
 //! Getting chunks out of the repository: found, read in few requests, verified.
 //!
-//! Promises: what is handed out has been checked against its id; chunks that lie side by side, on a remote storage also
-//! those a little apart, are read together; a copy
-//! that is damaged is passed over for another one; a chunk is called lost only when the whole repository was asked
-//! (all index segments, and the footers of packs that no segment names).
+//! Promises: what is handed out has been checked against its id; chunks that lie side by side (on a remote storage also
+//! those a little apart) are read together; a copy that is damaged is passed over for another one; a chunk is called lost
+//! only when the whole repository was asked (all index segments, and the footers of packs that no segment names).
 
 use std::collections::HashMap;
 use std::path::Path;
