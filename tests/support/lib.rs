@@ -1,4 +1,5 @@
-//! What the tests share: real servers, storages that record, fail and crash, the project's own source.
+//! What the tests share: real servers, golden repositories, storages that record, fail and crash, the project's own
+//! source.
 //!
 //! Promises: each storage is an ordinary implementation of the engine's trait; the engine itself holds nothing for tests.
 
@@ -8,11 +9,17 @@
     reason = "what goes wrong here fails the test that called it"
 )]
 
+pub mod churn;
 pub mod crashing;
 pub mod fault_proxy;
 pub mod faulty;
+pub mod golden;
+pub mod host;
+pub mod pgdata;
 pub mod postgres;
 pub mod process;
 pub mod recording;
 pub mod s3_server;
 pub mod source;
+pub mod stanza;
+pub mod tree;

@@ -6,7 +6,7 @@
 use std::ffi::OsStr;
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -108,6 +108,23 @@ pub fn give(path: &Path) {
     if let Some(account) = account() {
         chown(path, Some(account.uid), Some(account.gid)).expect("root may give files away");
     }
+}
+
+/// A program of this workspace, as it was built beside the tests.
+pub fn built(program: &str) -> PathBuf {
+    let test = env::current_exe().expect("a test knows its own path");
+    let profile = test
+        .parent()
+        .and_then(Path::parent)
+        .expect("cargo builds tests in a folder of a profile's folder");
+    let path = profile.join(program);
+    let is_built = path.exists();
+    assert!(
+        is_built,
+        "{} is missing: build the workspace",
+        path.display()
+    );
+    path
 }
 
 /// Runs a command to its end.

@@ -193,6 +193,18 @@ pub fn production_code(path: &Path, source: &str) -> String {
     text
 }
 
+/// A Rust file without the items that are compiled for tests alone, comments and literals kept.
+pub fn without_tests(path: &Path, source: &str) -> String {
+    let mut kept = String::with_capacity(source.len());
+    let mut from = 0;
+    for item in test_items(path, &code(source)) {
+        kept.push_str(&source[from..item.start]);
+        from = item.end;
+    }
+    kept.push_str(&source[from..]);
+    kept
+}
+
 /// How many lines a file has without the items that are compiled for tests alone.
 pub fn production_lines(path: &Path, source: &str) -> usize {
     let text = code(source);

@@ -75,7 +75,8 @@ pub fn archive_push(
         .to_owned();
     let kind = WalFile::of(&name).map_err(|_| Error::NotWal(name.clone()))?;
     let control = control_file::read(&options.pgdata).map_err(Error::Cluster)?;
-    let epoch = epoch_of(repository, &options.stanza, &control, &options.pgdata)?;
+    let epoch =
+        epoch_of(repository, &options.stanza, &control, &options.pgdata).map_err(as_archiving)?;
     let raw = fs::read(&path).map_err(|source| Error::ReadFile {
         path: path.clone(),
         source,
@@ -105,6 +106,14 @@ pub fn archive_push(
         }
         Err(error) => Err(Error::Repository(error)),
     }
+}
+
+/// A cluster that is not the stanza's is another kind of error here than for a backup.
+fn as_archiving(mut error: Error) -> Error {
+    if let Error::ForeignCluster { archiving, .. } = &mut error {
+        *archiving = true;
+    }
+    error
 }
 
 fn encode(raw: &[u8], options: &ArchiveOptions, name: &str) -> Result<Vec<u8>> {
@@ -185,7 +194,8 @@ pub fn archive_get(
         .collect();
     let Some(epoch) = epochs.last() else {
         return epoch_of(repository, &options.stanza, &control, &options.pgdata)
-            .map(|_| Got::NotThere);
+            .map(|_| Got::NotThere)
+            .map_err(as_archiving);
     };
     let begun = Instant::now();
     loop {

@@ -208,7 +208,6 @@ impl<'a> Assembler<'a> {
     fn unread(&mut self, source: &Source, prior: Entry) -> Result<()> {
         let mut entry = self.entry(source, prior.content);
         entry.stored_bytes = prior.stored_bytes;
-        entry.flags |= prior.flags & SUSPECT;
         self.tally.add(Counter::KnownBytes, entry.bytes);
         self.done(source, &entry)
     }

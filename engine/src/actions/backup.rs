@@ -14,7 +14,7 @@ use crate::actions::commit::usable_packs;
 use crate::actions::copy::{Copier, Job};
 use crate::actions::error::{Error, Result};
 use crate::actions::known::{Known, Scope, bring_up_to_date, unindexed};
-use crate::actions::label::{Chosen, Committed, announce_unique, choose, committed};
+use crate::actions::label::{Chosen, Committed, announce_unique, choose};
 use crate::actions::nodes::NodeReader;
 use crate::actions::online::{BackupMode, Window};
 use crate::actions::packer::Packer;
@@ -31,11 +31,11 @@ use crate::dedup::chunker::Chunker;
 use crate::ids::{BlobKind, ChunkId, Namer};
 use crate::monitor::{Counter, Monitor, Problem, Stage, Tally};
 use crate::pack::writer::Sealer;
-use crate::repository::Repository;
 use crate::repository::config::Config;
-use crate::repository::snapshot::{self, BackupType, Manifest, Register};
+use crate::repository::snapshot::{self, BackupType, Decision, Manifest, Register};
 use crate::repository::stanza::Epoch;
 use crate::repository::tree::encode_page_list;
+use crate::repository::{Repository, forget};
 
 /// How often the server's session is kept alive.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
@@ -107,20 +107,13 @@ pub fn backup(
     let same = |manifest: &Manifest| {
         manifest.system_id == control.system_id && manifest.version == control.version
     };
-    let existing = committed(repository, &options.stanza)?;
-    let (backup_type, prior, full) = choose(options.backup_type, existing, same);
+    let listed = snapshot::list(repository, &options.stanza).map_err(Error::Repository)?;
+    let (backup_type, prior, full) = choose(repository, options.backup_type, &listed, same)?;
     if backup_type != options.backup_type {
         monitor.note("no prior backup exists, the backup will be a full one");
     }
-    let (label, mut session) = announce_unique(
-        repository,
-        &options.stanza,
-        backup_type,
-        full.as_deref(),
-        &options.host,
-        options.now_ms,
-        options.stamp,
-    )?;
+    let (label, mut session) =
+        announce_unique(repository, options, &listed, backup_type, full.as_deref())?;
     let chosen = Chosen {
         backup_type,
         label,
@@ -136,7 +129,7 @@ pub fn backup(
     let outcome = session
         .read_gc()
         .and_then(|()| run.to_commit(&mut session, mode, &chosen));
-    match outcome {
+    let manifest = match outcome {
         Ok(manifest) => {
             if let Err(error) = session.withdraw() {
                 monitor.problem(&Problem {
@@ -144,22 +137,21 @@ pub fn backup(
                     message: format!("announcement stays: {error}"),
                 });
             }
-            stat_record::remove_old(&options.cache, repository.id, &options.stanza);
-            Ok(BackupSummary {
-                manifest,
-                seconds: begun.elapsed().as_secs_f64(),
-            })
+            manifest
         }
-        Err(error) => {
-            give_up(&session, options, &chosen.label);
-            Err(error)
-        }
-    }
+        Err(error) => give_up(&session, options, &chosen.label).ok_or(error)?,
+    };
+    stat_record::remove_old(&options.cache, repository.id, &options.stanza);
+    Ok(BackupSummary {
+        manifest,
+        seconds: begun.elapsed().as_secs_f64(),
+    })
 }
 
 /// Ends a failed run: its register is fenced first, so that no late write of it can commit; if that cannot be done the
-/// announcement stays, and whoever deletes waits for its lease.
-fn give_up(session: &Session<'_>, options: &BackupOptions, label: &str) {
+/// announcement stays, and whoever deletes waits for its lease. Answers what the register says if it turns out that
+/// the run has committed, of which only the answer was lost.
+fn give_up(session: &Session<'_>, options: &BackupOptions, label: &str) -> Option<Manifest> {
     let fenced = snapshot::decide(
         session.repository,
         &options.stanza,
@@ -167,8 +159,11 @@ fn give_up(session: &Session<'_>, options: &BackupOptions, label: &str) {
         session.run,
         &Register::Fenced,
     );
-    if fenced.is_ok() {
-        drop(session.withdraw());
+    let decision = fenced.ok()?;
+    drop(session.withdraw());
+    match decision {
+        Decision::AlreadyDecided(Register::Committed(manifest)) => Some(*manifest),
+        _ => None,
     }
 }
 
@@ -290,14 +285,10 @@ impl Run<'_> {
         prior: Option<&'p Committed>,
     ) -> Result<Option<&'p Committed>> {
         let Some(prior) = prior else { return Ok(None) };
-        let listed = snapshot::list(repository, &self.options.stanza).map_err(Error::Repository)?;
-        let kept = |snapshot: &&snapshot::Snapshot| {
-            snapshot.run == prior.snapshot.run && !snapshot.forgotten
-        };
-        Ok(listed
-            .iter()
-            .any(|snapshot| kept(&snapshot))
-            .then_some(prior))
+        let forgotten =
+            forget::list(repository, &self.options.stanza).map_err(Error::Repository)?;
+        let key = (prior.snapshot.label.clone(), prior.snapshot.run);
+        Ok((!forgotten.contains(&key)).then_some(prior))
     }
 
     /// What files are compared with. They are kept unread only by diff and incr, only against the snapshot's own stat

@@ -40,10 +40,11 @@ impl Run<'_> {
                     .map(|pack| pack.pack),
             );
         }
-        let dead = gc_log::read(repository).map_err(Error::Repository)?.dead;
+        let mut gc = session.gc.clone();
+        gc_log::refresh(repository, &mut gc).map_err(Error::Repository)?;
         if let Some(gone) = usable
             .iter()
-            .find(|pack| !present.contains(pack) || dead.contains(pack))
+            .find(|pack| !present.contains(pack) || gc.dead.contains(pack))
         {
             return Err(Error::PackVanished {
                 pack: gone.to_string(),

@@ -140,6 +140,8 @@ pub enum Error {
         found_version: u32,
         /// Where.
         pgdata: PathBuf,
+        /// Whether it was about its WAL, not about a backup.
+        archiving: bool,
     },
     /// A WAL file whose header is not of this cluster.
     #[error("{path} is not WAL of this cluster: {found}")]
@@ -394,8 +396,11 @@ impl Error {
             Error::Local { .. } | Error::WriteFile { .. } => ErrorKind::FileWrite,
             Error::ReadFile { .. } => ErrorKind::FileRead,
             Error::StanzaMissing { .. } => ErrorKind::StanzaMissing,
+            Error::ForeignCluster {
+                archiving: true, ..
+            }
+            | Error::ForeignWal { .. } => ErrorKind::ArchiveMismatch,
             Error::ForeignCluster { .. } => ErrorKind::StanzaMismatch,
-            Error::ForeignWal { .. } => ErrorKind::ArchiveMismatch,
             Error::WalDuplicate { .. } => ErrorKind::WalDuplicate,
             Error::WalHole { .. } => ErrorKind::FileMissing,
             Error::ArchiveTimeout { .. } => ErrorKind::ArchiveTimeout,

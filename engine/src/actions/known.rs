@@ -4,12 +4,14 @@
 //! size their segment says; packs that no segment names are found by their footers, so what a crashed run stored is
 //! used. Whatever is wrong with the local index, it is thrown away and built again: it is a cache.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use crate::actions::error::{Error, Result};
 use crate::actions::session::Session;
 use crate::dedup::index::ChunkIndex;
 use crate::ids::PackId;
+use crate::pack::format::FooterEntry;
 use crate::pack::reader::{ReadError, read_footer};
 use crate::repository::gc_log;
 use crate::repository::layout::{self, PackClass};
@@ -33,6 +35,8 @@ pub(super) struct Known {
     pub(super) suspects: Vec<PackId>,
     /// Copies of chunks are quarantined.
     pub(super) quarantined: bool,
+    /// Packs whose chunks this run must not use.
+    pub(super) unusable: BTreeSet<PackId>,
     /// The packs that are listed, with their sizes, by class.
     pub(super) listed: Vec<(PackClass, PackId, u64)>,
 }
@@ -70,7 +74,8 @@ pub(super) fn bring_up_to_date(
         .iter()
         .map(|(_, pack, bytes)| (*pack, *bytes))
         .collect();
-    let suspects = index.set_packs(&sizes, &session.unusable());
+    let unusable = session.unusable();
+    let suspects = index.set_packs(&sizes, &unusable);
     let quarantine = session.quarantined()?;
     for (chunk, pack) in &quarantine {
         index.quarantine(*chunk, *pack);
@@ -83,6 +88,7 @@ pub(super) fn bring_up_to_date(
         index,
         suspects,
         quarantined: !quarantine.is_empty(),
+        unusable,
         listed,
     })
 }
@@ -98,11 +104,12 @@ pub(super) fn widen(session: &Session<'_>, known: &Known) -> Result<()> {
         .iter()
         .map(|(_, pack, bytes)| (*pack, *bytes))
         .collect();
-    known.index.set_packs(&sizes, &session.unusable());
+    known.index.set_packs(&sizes, &known.unusable);
     Ok(())
 }
 
-fn segment_keys(repository: &Repository, scope: Scope<'_>) -> Result<Vec<String>> {
+/// The keys of the segments of a scope, in key order.
+pub(super) fn segment_keys(repository: &Repository, scope: Scope<'_>) -> Result<Vec<String>> {
     let prefixes = match scope {
         Scope::All => vec![layout::index_prefix(None).map_err(Error::Repository)?],
         Scope::Stanza(stanza) => {
@@ -130,50 +137,57 @@ fn apply(repository: &Repository, index: &ChunkIndex, key: &str) -> Result<()> {
     }
 }
 
+/// What a pack's footer says; the inner error is what is wrong with it.
+pub(super) fn facts_of(
+    repository: &Repository,
+    class: PackClass,
+    pack: PackId,
+    bytes: u64,
+) -> Result<std::result::Result<PackFacts, crate::pack::Error>> {
+    let key = layout::pack(class, pack);
+    let mut fetch = |offset, buffer: &mut [u8]| repository.storage.get_range(&key, offset, buffer);
+    match read_footer(&mut fetch, bytes) {
+        Ok(entries) => Ok(Ok(PackFacts {
+            pack,
+            class,
+            bytes,
+            blobs: entries.into_iter().map(fact).collect(),
+        })),
+        Err(ReadError::Pack(damage)) => Ok(Err(damage)),
+        Err(ReadError::Fetch(error)) => Err(Error::Storage(error)),
+    }
+}
+
+fn fact(entry: FooterEntry) -> Fact {
+    Fact {
+        id: entry.id,
+        kind: entry.kind,
+        offset: entry.offset,
+        stored_bytes: entry.stored_bytes,
+        raw_bytes: entry.raw_bytes,
+    }
+}
+
 /// The facts of the packs that are listed but that no segment names, read from their footers: what a run stored that
-/// ended before its next segment. A pack whose footer cannot be read is passed over (nothing refers to it) and named.
+/// ended before its next segment. Packs that must not be used are left out. A pack whose footer cannot be read is passed
+/// over (nothing refers to it) and named.
 pub(super) fn unindexed(
     repository: &Repository,
     known: &Known,
     problem: &mut dyn FnMut(String, String),
 ) -> Result<IndexSegment> {
-    let sizes: Vec<(PackId, u64)> = known
-        .listed
-        .iter()
-        .map(|(_, pack, bytes)| (*pack, *bytes))
-        .collect();
     let mut found = Vec::new();
-    for (pack, bytes) in known.index.unindexed(&sizes) {
-        let Some((class, ..)) = known.listed.iter().find(|(_, listed, _)| *listed == pack) else {
+    for (class, pack, bytes) in &known.listed {
+        let indexed = known.index.pack_bytes(pack).is_some();
+        if indexed || known.unusable.contains(pack) {
             continue;
-        };
-        let key = layout::pack(*class, pack);
-        let mut fetch =
-            |offset, buffer: &mut [u8]| repository.storage.get_range(&key, offset, buffer);
-        match read_footer(&mut fetch, bytes) {
-            Ok(entries) => {
-                let fact = |entry: crate::pack::format::FooterEntry| Fact {
-                    id: entry.id,
-                    kind: entry.kind,
-                    offset: entry.offset,
-                    stored_bytes: entry.stored_bytes,
-                    raw_bytes: entry.raw_bytes,
-                };
-                let blobs = entries.into_iter().map(fact).collect();
-                found.push(PackFacts {
-                    pack,
-                    class: *class,
-                    bytes,
-                    blobs,
-                });
-            }
-            Err(ReadError::Pack(damage)) => {
-                problem(
-                    key.to_string(),
-                    format!("is in no index segment and unreadable: {damage}"),
-                );
-            }
-            Err(ReadError::Fetch(error)) => return Err(Error::Storage(error)),
+        }
+        match facts_of(repository, *class, *pack, *bytes)? {
+            Ok(facts) => found.push(facts),
+            Err(damage) => problem(
+                layout::pack(*class, *pack).to_string(),
+                format!("is in no index segment and unreadable: {damage}"),
+            ),
         }
     }
     Ok(IndexSegment {

@@ -4,6 +4,7 @@
 //! listing: of two runs with one label at least one sees the other and takes the next second); a label never lies
 //! before an existing one.
 
+use crate::actions::backup::BackupOptions;
 use crate::actions::error::{Error, Result};
 use crate::actions::session::{Session, announce};
 use crate::repository::run::{self, Role};
@@ -22,21 +23,39 @@ pub(super) struct Committed {
 /// The committed backups of a stanza that are not forgotten, oldest first. One that cannot be read is an error: what is
 /// not known must not be taken for absent.
 pub(super) fn committed(repository: &Repository, stanza: &str) -> Result<Vec<Committed>> {
-    let mut found = Vec::new();
-    for snapshot in snapshot::list(repository, stanza).map_err(Error::Repository)? {
-        if snapshot.forgotten {
-            continue;
-        }
-        if let Register::Committed(manifest) =
-            snapshot::read(repository, &snapshot).map_err(Error::Repository)?
-        {
-            found.push(Committed {
-                snapshot,
-                manifest: *manifest,
-            });
+    let listed = snapshot::list(repository, stanza).map_err(Error::Repository)?;
+    let read = |snapshot: &Snapshot| read_committed(repository, snapshot).transpose();
+    listed.iter().filter_map(read).collect()
+}
+
+/// The newest committed backup, not forgotten, of those `listed` (oldest first) that `wanted` picks by its label and
+/// `fits` by its manifest. Only what may be the answer is read: there may be thousands.
+pub(super) fn newest(
+    repository: &Repository,
+    listed: &[Snapshot],
+    wanted: impl Fn(&str) -> bool,
+    fits: impl Fn(&Manifest) -> bool,
+) -> Result<Option<Committed>> {
+    for snapshot in listed.iter().rev().filter(|listed| wanted(&listed.label)) {
+        let read = read_committed(repository, snapshot)?;
+        if let Some(found) = read.filter(|found| fits(&found.manifest)) {
+            return Ok(Some(found));
         }
     }
-    Ok(found)
+    Ok(None)
+}
+
+fn read_committed(repository: &Repository, snapshot: &Snapshot) -> Result<Option<Committed>> {
+    if snapshot.forgotten {
+        return Ok(None);
+    }
+    match snapshot::read(repository, snapshot).map_err(Error::Repository)? {
+        Register::Committed(manifest) => Ok(Some(Committed {
+            snapshot: snapshot.clone(),
+            manifest: *manifest,
+        })),
+        Register::Fenced => Ok(None),
+    }
 }
 
 /// What a backup will be called, and what it builds on.
@@ -47,25 +66,34 @@ pub(super) struct Chosen {
     pub(super) prior: Option<Committed>,
 }
 
-/// Chooses type and prior: without a full of this cluster to build on, every backup is a full.
+/// Chooses type and prior, and the full that a diff or incr is filed under: without a full of this cluster to build on,
+/// every backup is a full.
 pub(super) fn choose(
+    repository: &Repository,
     wanted: BackupType,
-    mut existing: Vec<Committed>,
+    listed: &[Snapshot],
     same_cluster: impl Fn(&Manifest) -> bool,
-) -> (BackupType, Option<Committed>, Option<String>) {
-    existing.retain(|backup| same_cluster(&backup.manifest));
-    let newest_full = existing
-        .iter()
-        .rposition(|backup| backup.manifest.backup_type == BackupType::Full);
-    let Some(newest_full) = newest_full else {
-        return (BackupType::Full, existing.pop(), None);
-    };
-    let full = existing[newest_full].manifest.label.clone();
-    match wanted {
-        BackupType::Full => (wanted, existing.pop(), None),
-        BackupType::Diff => (wanted, Some(existing.swap_remove(newest_full)), Some(full)),
-        BackupType::Incr => (wanted, existing.pop(), Some(full)),
+) -> Result<(BackupType, Option<Committed>, Option<String>)> {
+    let newest_of = |kind: fn(&str) -> bool| newest(repository, listed, kind, &same_cluster);
+    let prior = newest_of(|_| true)?;
+    if wanted == BackupType::Full {
+        return Ok((wanted, prior, None));
     }
+    let is_full = |found: &Committed| found.manifest.backup_type == BackupType::Full;
+    if let Some(full) = prior.as_ref().filter(|prior| is_full(prior)) {
+        let full = full.manifest.label.clone();
+        return Ok((wanted, prior, Some(full)));
+    }
+    let Some(full) = newest_of(|label| !label.contains('_'))?.filter(is_full) else {
+        return Ok((BackupType::Full, prior, None));
+    };
+    let label = full.manifest.label.clone();
+    let prior = if wanted == BackupType::Diff {
+        Some(full)
+    } else {
+        prior
+    };
+    Ok((wanted, prior, Some(label)))
 }
 
 /// The label of a backup that begins at `stamp` (`YYYYMMDD-HHMMSS`); `full` is what a diff or incr is filed under.
@@ -84,22 +112,23 @@ pub(super) fn stamp_of(label: &str) -> &str {
     last.trim_end_matches(['F', 'D', 'I'])
 }
 
-/// Announces a backup under a label that no other backup of the stanza has or is about to have.
+/// Announces a backup under a label that no other backup of the stanza has or is about to have; `listed` are those that
+/// there were before.
 pub(super) fn announce_unique<'a>(
     repository: &'a Repository,
-    stanza: &str,
+    options: &BackupOptions,
+    listed: &[Snapshot],
     backup_type: BackupType,
     full: Option<&str>,
-    host: &str,
-    now_ms: i64,
-    stamp: fn(i64) -> String,
 ) -> Result<(String, Session<'a>)> {
-    let mut at_ms = now_ms;
-    let newest = newest_stamp(repository, stanza)?;
-    if let Some(newest) = newest.filter(|newest| *newest >= stamp(at_ms)) {
-        while stamp(at_ms) <= newest {
+    let (stamp, stanza) = (options.stamp, &options.stanza);
+    let mut at_ms = options.now_ms;
+    let stamps = listed.iter().map(|snapshot| stamp_of(&snapshot.label));
+    if let Some(newest) = stamps.max() {
+        while stamp(at_ms).as_str() <= newest {
             at_ms += 1000;
-            if at_ms - now_ms > FAR_AHEAD_MS {
+            if at_ms - options.now_ms > FAR_AHEAD_MS {
+                let newest = newest.to_owned();
                 return Err(Error::ClockBehind { newest });
             }
         }
@@ -107,14 +136,20 @@ pub(super) fn announce_unique<'a>(
     loop {
         let label = label(backup_type, full, &stamp(at_ms));
         let role = Role::Backup {
-            stanza: stanza.to_owned(),
+            stanza: stanza.clone(),
             label: label.clone(),
         };
-        let session = announce(repository, role, host, now_ms)?;
-        if !is_taken(repository, stanza, &stamp(at_ms), &session)? {
-            return Ok((label, session));
+        let (cache, host) = (&options.cache, &options.host);
+        let session = announce(repository, role, cache, host, options.now_ms)?;
+        // Nothing was decided or built on yet, so the announcement can be taken back whatever the answer.
+        match is_taken(repository, stanza, &stamp(at_ms), &session) {
+            Ok(false) => return Ok((label, session)),
+            Ok(true) => session.withdraw()?,
+            Err(error) => {
+                drop(session.withdraw());
+                return Err(error);
+            }
         }
-        session.withdraw()?;
         at_ms += 1000;
     }
 }
@@ -123,14 +158,6 @@ pub(super) fn announce_unique<'a>(
 pub(super) fn running(repository: &Repository, stanza: &str) -> Result<Vec<run::ListedRun>> {
     let prefix = layout::backup_runs_prefix(stanza).map_err(Error::Repository)?;
     run::list_runs(repository, &prefix).map_err(Error::Repository)
-}
-
-fn newest_stamp(repository: &Repository, stanza: &str) -> Result<Option<String>> {
-    let listed = snapshot::list(repository, stanza).map_err(Error::Repository)?;
-    Ok(listed
-        .iter()
-        .map(|snapshot| stamp_of(&snapshot.label).to_owned())
-        .max())
 }
 
 /// Whether another run or backup of the stanza has this time stamp.
@@ -143,10 +170,8 @@ fn is_taken(repository: &Repository, stanza: &str, stamp: &str, own: &Session<'_
     if running.iter().any(other) {
         return Ok(true);
     }
-    let listed = snapshot::list(repository, stanza).map_err(Error::Repository)?;
-    Ok(listed
-        .iter()
-        .any(|snapshot| stamp_of(&snapshot.label) == stamp))
+    let labels = snapshot::labels(repository, stanza).map_err(Error::Repository)?;
+    Ok(labels.iter().any(|(label, _)| stamp_of(label) == stamp))
 }
 
 #[cfg(test)]

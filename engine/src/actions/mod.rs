@@ -23,7 +23,9 @@ mod pages;
 mod pipeline;
 mod places;
 mod plan;
+mod reindex;
 mod restore;
+mod run_lock;
 mod session;
 mod stanza;
 mod stat_record;
@@ -37,5 +39,9 @@ pub use error::{Error, ErrorKind, Result};
 pub use info::{EpochInfo, StanzaInfo, info};
 pub use open::{StorageLocation, create_storage, open_repository, open_storage};
 pub use pages::PageVerdict;
+pub use reindex::{
+    IndexOptions, IndexRebuilt, IndexVerified, index_segments, open_index, rebuild_index,
+    verify_index,
+};
 pub use restore::{RestoreOptions, RestoreSummary, restore};
 pub use stanza::{StanzaCreateOptions, StanzaCreateSummary, stanza_create};

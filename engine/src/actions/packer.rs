@@ -22,7 +22,7 @@ use crate::repository::segment::{self, Fact, IndexSegment, PackFacts};
 use crate::repository::{Repository, packs};
 
 /// A segment is written when so many packs wait for one, or when the oldest has waited so long.
-const PACKS_PER_SEGMENT: usize = 64;
+pub(super) const PACKS_PER_SEGMENT: usize = 64;
 const SEGMENT_AGE: Duration = Duration::from_mins(1);
 
 /// A full pack on its way to the repository.
@@ -33,7 +33,7 @@ pub(super) struct Full {
 
 /// What becomes of a chunk that was offered.
 pub(super) struct Offered {
-    /// Bytes it takes in the repository; 0 while another thread is at it.
+    /// Bytes it takes in the repository.
     pub(super) stored_bytes: u32,
     /// It was not there before.
     pub(super) new: bool,
@@ -97,7 +97,10 @@ impl<'a> Packer<'a> {
         id: ChunkId,
         raw: &[u8],
     ) -> std::result::Result<Offered, OfferError> {
-        if let Claim::Taken { stored_bytes } = self.claims.claim(&id) {
+        let claim = self.claims.claim(&id);
+        if let Claim::Taken { stored_bytes } = claim
+            && stored_bytes > 0
+        {
             return Ok(Offered {
                 stored_bytes,
                 new: false,
@@ -107,6 +110,15 @@ impl<'a> Packer<'a> {
             .seal(namer, kind, id, raw)
             .map_err(OfferError::Pack)?;
         let stored_bytes = u32::try_from(packed.payload.len()).unwrap_or(u32::MAX);
+        if claim != Claim::New {
+            // Another thread is compressing the same chunk just now. Its length goes into the tree, which must not depend
+            // on who came first.
+            return Ok(Offered {
+                stored_bytes,
+                new: false,
+            });
+        }
+        self.claims.fulfil(&id, stored_bytes);
         let (class, open, target) = match kind {
             BlobKind::Node => (PackClass::Meta, &self.meta, META_PACK_TARGET),
             BlobKind::Data | BlobKind::Wal => (PackClass::Data, &self.data, DATA_PACK_TARGET),
@@ -124,7 +136,6 @@ impl<'a> Packer<'a> {
         });
         writer.push(&packed).map_err(OfferError::Pack)?;
         drop(open);
-        self.claims.fulfil(&id, stored_bytes);
         Ok(Offered {
             stored_bytes,
             new: true,

@@ -1,7 +1,8 @@
 //! What a backup does with each file of the cluster: keep it unread, or read it as jobs.
 //!
 //! Promises: a file is kept unread only if everything says that it is the file of the snapshot it is compared with (stat
-//! record equal, mtime older than that backup's start); anything odd → it is read. Streams: a few hundred entries are
+//! record equal, mtime older than that backup's start); anything odd → it is read, as is a file with suspect pages, so
+//! that every backup lists its own. Streams: a few hundred entries are
 //! known at a time, whatever the size of the cluster.
 
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use crate::actions::pipeline::Outlet;
 use crate::actions::stat_record::{Stat, StatReader};
 use crate::cluster::data_dir::{Source, SourceKind, Walk};
 use crate::ids::ChunkId;
-use crate::repository::tree::{Entry, EntryKind};
+use crate::repository::tree::{Entry, EntryKind, SUSPECT};
 
 /// Planned entries that may wait for a batch to fill.
 const WAITING: usize = 200;
@@ -119,6 +120,7 @@ impl<'q, 'a> Planner<'q, 'a> {
         match prior {
             Some(prior)
                 if unchanged
+                    && prior.flags & SUSPECT == 0
                     && prior.bytes == source.bytes
                     && source.modified_ns < self.unread_before_ns =>
             {

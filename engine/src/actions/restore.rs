@@ -1,8 +1,8 @@
 //! Restoring a backup: into an empty directory, or over one that is partly right (delta).
 //!
 //! The story: choose the backup; look at the target and refuse what is live, foreign or not ours; announce; survey the
-//! tree; put down the marker, then remove `global/pg_control`, so that nothing startable is left; make the tree and fill
-//! it (`unfold.rs`, `fill.rs`); label, recovery settings; make all of it durable; `pg_control` under its name; the marker
+//! tree and place its links; put down the marker, then remove `global/pg_control`, so that nothing startable is left;
+//! make the tree and fill it (`unfold.rs`, `fill.rs`); label, recovery settings; make all of it durable; `pg_control` under its name; the marker
 //! goes last. Promises: a restore that is killed anywhere is recognised by its marker and can be run again.
 
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::actions::error::{Error, Result};
 use crate::actions::fetch::Locator;
 use crate::actions::fill::Filler;
-use crate::actions::label::{Committed, committed};
+use crate::actions::label::{Committed, newest};
 use crate::actions::nodes::{NodeReader, TreeCursor};
 use crate::actions::pipeline::{beside, run_jobs};
 use crate::actions::places::{Places, place_links};
@@ -24,7 +24,7 @@ use crate::cluster::recovery::{self, Recovery, RecoveryType};
 use crate::monitor::{Counter, Monitor, Problem, Stage, Tally};
 use crate::repository::Repository;
 use crate::repository::run::Role;
-use crate::repository::snapshot::Manifest;
+use crate::repository::snapshot::{self, Manifest};
 use crate::repository::tree::{Content, Entry, EntryKind, FOLLOWED};
 
 /// Requests that are under way at once, at least: one is answered while another is decoded.
@@ -106,7 +106,8 @@ pub fn restore(
     let begun = Instant::now();
     monitor.stage(Stage::Prepare, 0, 0);
     epochs_of(repository, &options.stanza)?;
-    let mut session = announce(repository, Role::Restore, &options.host, options.now_ms)?;
+    let (cache, host) = (&options.cache, &options.host);
+    let mut session = announce(repository, Role::Restore, cache, host, options.now_ms)?;
     let outcome = session.read_gc().and_then(|()| {
         let session = &session;
         let mut beats = 1;
@@ -141,20 +142,16 @@ pub fn restore(
 
 /// The backup that was asked for.
 fn choose(repository: &Repository, options: &RestoreOptions) -> Result<Committed> {
-    let mut backups = committed(repository, &options.stanza)?;
-    match &options.set {
-        None => backups
-            .pop()
-            .ok_or_else(|| Error::BackupNotFound(format!("stanza {} has none", options.stanza))),
-        Some(label) => {
-            let at = backups
-                .iter()
-                .position(|backup| backup.manifest.label == *label);
-            at.map(|at| backups.swap_remove(at)).ok_or_else(|| {
-                Error::BackupNotFound(format!("stanza {} has no backup {label}", options.stanza))
-            })
-        }
-    }
+    let stanza = &options.stanza;
+    let listed = snapshot::list(repository, stanza).map_err(Error::Repository)?;
+    let wanted = |label: &str| options.set.as_ref().is_none_or(|set| set == label);
+    let found = newest(repository, &listed, wanted, |_| true)?;
+    found.ok_or_else(|| {
+        Error::BackupNotFound(match &options.set {
+            None => format!("stanza {stanza} has none"),
+            Some(label) => format!("stanza {stanza} has no backup {label}"),
+        })
+    })
 }
 
 struct Restore<'a> {
@@ -184,7 +181,6 @@ impl Restore<'_> {
         let nodes = NodeReader::new(self.repository, &locator.known.index, &manifest.label)?
             .with_locator(&locator);
         let survey = survey(&nodes, manifest)?;
-        target::claim(&self.options.pgdata, &marker)?;
         let mut places = Places::new(&self.options.pgdata)?;
         let mut note = |object, message| self.monitor.problem(&Problem { object, message });
         place_links(
@@ -194,6 +190,8 @@ impl Restore<'_> {
             self.options,
             &mut note,
         )?;
+        // Nothing is refused from here on.
+        target::claim(&self.options.pgdata, &marker)?;
         self.monitor
             .stage(Stage::Restore, survey.bytes, survey.files);
         let removed = self.fill(&places, &nodes, &locator)?;

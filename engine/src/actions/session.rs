@@ -1,12 +1,18 @@
 //! One process's presence in a repository: announced before it reads, withdrawn after it is done.
 //!
 //! Promises: the announcement is durable before the gc log, and then the tombstones, are read (design: whoever deletes
-//! either sees the announcement, or the announced run sees what is being deleted); what is read is published as k = 1.
+//! either sees the announcement, or the announced run sees what is being deleted); what is read is published as k = 1;
+//! an announcement that its process could not take back is taken back by the next run of this host (`run_lock.rs`).
 
 use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
 
 use crate::actions::error::{Error, Result};
+use crate::actions::pipeline::beside;
+use crate::actions::run_lock::{self, RunLock};
 use crate::ids::{ChunkId, PackId, RunId};
+use crate::monitor::{Monitor, Problem};
 use crate::repository::gc_log::{self, GcState};
 use crate::repository::run::{self, Announcement, Role};
 use crate::repository::{Repository, quarantine};
@@ -24,12 +30,15 @@ pub(super) struct Session<'a> {
     pub(super) run: RunId,
     /// The gc log as it was read after the announcement.
     pub(super) gc: GcState,
+    lock: RunLock,
 }
 
-/// Announces a run. The gc log is not yet read: see [`Session::read_gc`].
+/// Announces a run, after it has ended the dead ones of this host, of which `cache` knows. The gc log is not yet read:
+/// see [`Session::read_gc`].
 pub(super) fn announce<'a>(
     repository: &'a Repository,
     role: Role,
+    cache: &Path,
     host: &str,
     now_ms: i64,
 ) -> Result<Session<'a>> {
@@ -41,13 +50,51 @@ pub(super) fn announce<'a>(
         start_ms: now_ms,
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    run::announce(repository, &role, run, &announcement).map_err(Error::Repository)?;
-    Ok(Session {
+    run_lock::end_the_dead(repository, cache);
+    let lock = RunLock::take(repository, cache, &role, run)?;
+    let session = Session {
         repository,
         role,
         run,
         gc: GcState::default(),
-    })
+        lock,
+    };
+    if let Err(error) = run::announce(repository, &session.role, run, &announcement) {
+        // The announcement may be there all the same: only the answer was lost.
+        drop(session.withdraw());
+        return Err(Error::Repository(error));
+    }
+    Ok(session)
+}
+
+/// Runs `body` as an announced run that makes no backup: the gc log is read before it, beats are sent beside it, and the
+/// announcement is taken back whatever comes of it.
+pub(super) fn present<T>(
+    repository: &Repository,
+    role: Role,
+    (host, now_ms): (&str, i64),
+    monitor: &dyn Monitor,
+    body: impl FnOnce(&Session<'_>) -> Result<T>,
+) -> Result<T> {
+    let mut session = announce(repository, role, host, now_ms)?;
+    let outcome = session.read_gc().and_then(|()| {
+        let session = &session;
+        let mut beats = 1;
+        let beat = move || {
+            beats += 1;
+            session.beat(beats)
+        };
+        beside(Duration::from_secs(BEAT_SECONDS), beat, || body(session))
+    });
+    let withdrawn = session.withdraw();
+    let value = outcome?;
+    if let Err(error) = withdrawn {
+        monitor.problem(&Problem {
+            object: repository.storage.describe(),
+            message: format!("announcement stays: {error}"),
+        });
+    }
+    Ok(value)
 }
 
 impl Session<'_> {
@@ -58,9 +105,13 @@ impl Session<'_> {
             .map_err(Error::Repository)
     }
 
-    /// Packs whose chunks must not be used any more.
+    /// Packs whose chunks must not be used any more. Nothing may be built on a condemned pack; but until it is swept it
+    /// may hold the only copy of what a backup needs that was committed while it was being condemned.
     pub(super) fn unusable(&self) -> BTreeSet<PackId> {
-        self.gc.condemned.union(&self.gc.dead).copied().collect()
+        match self.role {
+            Role::Restore | Role::Verify => self.gc.dead.clone(),
+            _ => self.gc.condemned.union(&self.gc.dead).copied().collect(),
+        }
     }
 
     /// Copies of chunks that were found damaged.
@@ -75,6 +126,8 @@ impl Session<'_> {
 
     /// Takes the announcement back.
     pub(super) fn withdraw(&self) -> Result<()> {
-        run::withdraw(self.repository, &self.role, self.run).map_err(Error::Repository)
+        run::withdraw(self.repository, &self.role, self.run).map_err(Error::Repository)?;
+        self.lock.remove();
+        Ok(())
     }
 }

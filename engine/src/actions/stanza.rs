@@ -133,5 +133,6 @@ fn check_epoch(epoch: &Epoch, stanza: &str, control: &ControlFile, pgdata: &Path
         found: control.system_id,
         found_version: control.version,
         pgdata: pgdata.to_owned(),
+        archiving: false,
     })
 }

@@ -12,7 +12,7 @@ use crate::actions::error::{Error, Result};
 use crate::actions::fill::{Job, Slot, Target};
 use crate::actions::nodes::{NodeReader, TreeCursor};
 use crate::actions::pipeline::Outlet;
-use crate::actions::places::Places;
+use crate::actions::places::{Places, Resolved};
 use crate::cluster::owner::{self, Owners};
 use crate::cluster::root::{Access, Kind};
 use crate::ids::{ChunkId, Extent};
@@ -206,37 +206,47 @@ impl<'a> Unfolder<'a> {
         }
         at.root
             .symlink(target, &at.relative)
-            .map_err(Error::Cluster)
+            .map_err(Error::Cluster)?;
+        self.ownership(entry, &at)
     }
 
     /// Sets mode and, when run by root, owner of what stands at the entry's place.
     fn attributes(&mut self, entry: &Entry) -> Result<()> {
         let at = self.places.resolve(&entry.path);
-        if owner::is_root() {
-            let user = match &entry.owner {
-                Owner::Name(name) => self.owners.user_number(name),
-                Owner::Number(number) => Some(*number),
-            };
-            let group = match &entry.group {
-                Owner::Name(name) => self.owners.group_number(name),
-                Owner::Number(number) => Some(*number),
-            };
-            if let (Some(user), Some(group)) = (user, group) {
-                at.root
-                    .chown(&at.relative, user, group)
-                    .map_err(Error::Cluster)?;
-            } else if !std::mem::replace(&mut self.unknown_owner, true) {
-                let message =
-                    "its owner or group does not exist on this host; such files belong to root now";
-                self.monitor.problem(&Problem {
-                    object: at.absolute.display().to_string(),
-                    message: message.to_owned(),
-                });
-            }
-        }
+        self.ownership(entry, &at)?;
         at.root
             .chmod(&at.relative, entry.mode)
             .map_err(Error::Cluster)
+    }
+
+    /// When run by root, gives what stands at a place, links themselves included, to the entry's owner.
+    fn ownership(&mut self, entry: &Entry, at: &Resolved<'_>) -> Result<()> {
+        if !owner::is_root() {
+            return Ok(());
+        }
+        let user = match &entry.owner {
+            Owner::Name(name) => self.owners.user_number(name),
+            Owner::Number(number) => Some(*number),
+        };
+        let group = match &entry.group {
+            Owner::Name(name) => self.owners.group_number(name),
+            Owner::Number(number) => Some(*number),
+        };
+        if let (Some(user), Some(group)) = (user, group) {
+            return at
+                .root
+                .chown(&at.relative, user, group)
+                .map_err(Error::Cluster);
+        }
+        if !std::mem::replace(&mut self.unknown_owner, true) {
+            let message =
+                "its owner or group does not exist on this host; such files belong to root now";
+            self.monitor.problem(&Problem {
+                object: at.absolute.display().to_string(),
+                message: message.to_owned(),
+            });
+        }
+        Ok(())
     }
 
     fn file(&mut self, entry: Entry, jobs: &Outlet<Job>) -> Result<()> {

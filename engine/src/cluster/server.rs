@@ -8,6 +8,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use postgres::error::SqlState;
 use postgres::types::ToSql;
 use postgres::{Client, Config, NoTls, Row};
 
@@ -45,7 +46,7 @@ pub trait Server: Send {
     fn ping(&mut self) -> Result<()>;
     /// Object ids and names of all databases, templates included.
     fn databases(&mut self) -> Result<Vec<(u32, String)>>;
-    /// Object ids, names and locations of all tablespaces that have one.
+    /// Object ids, names and locations of all tablespaces that have one; one that is being dropped is passed over.
     fn tablespaces(&mut self) -> Result<Vec<(u32, String, String)>>;
     /// Ends the current WAL segment; answers the position behind its last record. Primaries only.
     fn switch_wal(&mut self) -> Result<Lsn>;
@@ -296,20 +297,25 @@ impl Server for PgServer {
 
     fn tablespaces(&mut self) -> Result<Vec<(u32, String, String)>> {
         const PURPOSE: &str = "ask for the tablespaces";
-        let sql = "select oid, spcname::text, pg_tablespace_location(oid) from pg_tablespace
+        let sql = "select oid, spcname::text from pg_tablespace
             where spcname not in ('pg_default', 'pg_global') order by oid";
         let rows = self
             .client
             .query(sql, &[])
             .map_err(|e| failed(PURPOSE, e))?;
-        let fields = |row| {
-            Ok((
-                column(row, 0, PURPOSE)?,
-                column(row, 1, PURPOSE)?,
-                column(row, 2, PURPOSE)?,
-            ))
-        };
-        rows.iter().map(fields).collect()
+        let mut tablespaces = Vec::new();
+        for row in &rows {
+            let (oid, name): (u32, String) = (column(row, 0, PURPOSE)?, column(row, 1, PURPOSE)?);
+            let location = self
+                .client
+                .query_one("select pg_tablespace_location($1)", &[&oid]);
+            match location {
+                Ok(row) => tablespaces.push((oid, name, column(&row, 0, PURPOSE)?)),
+                Err(error) if is_gone(&error) => {}
+                Err(error) => return Err(failed(PURPOSE, error)),
+            }
+        }
+        Ok(tablespaces)
     }
 
     fn switch_wal(&mut self) -> Result<Lsn> {
@@ -333,6 +339,15 @@ impl Server for PgServer {
             &[&name],
         )
     }
+}
+
+/// Whether a tablespace had been dropped when its location was asked for. The server looks at the disk, where it may
+/// be gone while the catalogue still has it.
+fn is_gone(error: &postgres::Error) -> bool {
+    // PostgreSQL 13 and 14 give this error no code of its own.
+    error
+        .code()
+        .is_some_and(|code| *code == SqlState::UNDEFINED_FILE || *code == SqlState::INTERNAL_ERROR)
 }
 
 fn failed(

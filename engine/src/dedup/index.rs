@@ -24,9 +24,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
-    DEFAULT_COLUMN_FAMILY_NAME, DataBlockIndexType, Direction, ErrorKind, IteratorMode, LogLevel,
-    MergeOperands, Options, WriteBatch, WriteOptions,
+    BlockBasedOptions, BottommostLevelCompaction, Cache, ColumnFamily, ColumnFamilyDescriptor,
+    CompactOptions, DB, DBCompressionType, DEFAULT_COLUMN_FAMILY_NAME, DataBlockIndexType,
+    Direction, ErrorKind, IteratorMode, LogLevel, MergeOperands, Options, WriteBatch, WriteOptions,
 };
 
 use super::pack_table::{
@@ -41,6 +41,8 @@ use crate::repository::segment::{IndexSegment, PackFacts};
 const BINDING: &[u8; 9] = b"\0\0\0\0\0\0\0\0b";
 const PACK: &[u8; 9] = b"\0\0\0\0\0\0\0\0p";
 const SEGMENT: &[u8; 9] = b"\0\0\0\0\0\0\0\0s";
+/// No chunk id is below it, and nothing else is above.
+const FIRST_CHUNK: &[u8; 8] = b"\0\0\0\0\0\0\0\x01";
 /// Facts are written in batches of about this many bytes, well below a memtable.
 const BATCH_BYTES: usize = 4 << 20;
 /// Ids are looked up in batches of this many: enough to share the reading of blocks, few enough to stay in the caches.
@@ -94,32 +96,41 @@ impl ChunkIndex {
                 found.gc_number == 0 || gc_at(found.gc_number) == Some(found.gc_checksum);
             found.repository == new.repository && found.place == new.place && same_past
         };
-        let failed = |error: rocksdb::Error| database_error(&slot, error);
         let kept = match load(&slot.database()) {
             Ok(loaded @ Some((_, _, None))) => loaded,
             Ok(Some((db, packs, Some(found)))) if fits(&found) => Some((db, packs, Some(found))),
             Ok(_) => None,
             Err(error) if is_damage(&error) => None,
-            Err(error) => return Err(failed(error)),
+            Err(error) => return Err(database_error(&slot, error)),
         };
-        let (db, packs, found) = if let Some(kept) = kept {
-            kept
-        } else {
-            slot.clear()?;
-            let db = open_database(&slot.database()).map_err(failed)?;
-            (db, PackTable::default(), None)
-        };
+        match kept {
+            Some(kept) => Self::of(slot, kept, new),
+            None => Self::empty(slot, new),
+        }
+    }
+
+    /// Makes an empty index in the first free slot, whatever lies there; otherwise as [`ChunkIndex::open`].
+    pub fn create(cache: &Path, repository: RepositoryId, place: &str) -> Result<Self> {
+        let slot = slot::take(cache, repository, place)?;
+        Self::empty(slot, Binding::new(repository, place))
+    }
+
+    fn empty(slot: Slot, binding: Binding) -> Result<Self> {
+        slot.clear()?;
+        let db = open_database(&slot.database()).map_err(|error| database_error(&slot, error))?;
+        Self::of(slot, (db, PackTable::default(), None), binding)
+    }
+
+    fn of(slot: Slot, (db, packs, found): Loaded, new: Binding) -> Result<Self> {
         if found.is_none() {
             db.put_opt(BINDING, new.encode(), &unlogged())
-                .map_err(failed)?;
+                .map_err(|error| database_error(&slot, error))?;
         }
-        let binding = Mutex::new(found.unwrap_or(new));
-        let unflushed = AtomicBool::new(found.is_none());
         Ok(ChunkIndex {
             db,
             packs: RwLock::new(packs),
-            binding,
-            unflushed,
+            binding: Mutex::new(found.unwrap_or(new)),
+            unflushed: AtomicBool::new(found.is_none()),
             slot,
         })
     }
@@ -188,16 +199,6 @@ impl ChunkIndex {
         self.packs_mut().mark_usable(packs);
     }
 
-    /// Of the listed packs, those that no applied segment names.
-    pub fn unindexed(&self, listed: &[(PackId, u64)]) -> Vec<(PackId, u64)> {
-        let packs = self.packs();
-        listed
-            .iter()
-            .filter(|(pack, _)| packs.find(pack).is_none())
-            .copied()
-            .collect()
-    }
-
     /// The length of a pack that a segment names.
     pub fn pack_bytes(&self, pack: &PackId) -> Option<u64> {
         self.packs().find(pack).map(|(_, bytes)| bytes)
@@ -232,6 +233,50 @@ impl ChunkIndex {
     /// Answers with this copy of this chunk no more. Not stored here: the repository's quarantine is read by each run.
     pub fn quarantine(&self, chunk: ChunkId, pack: PackId) {
         self.packs_mut().quarantine(chunk, pack);
+    }
+
+    /// Every chunk in the order of the ids, with all its locations, usable or not.
+    pub fn chunks(&self) -> impl Iterator<Item = Result<(ChunkId, Vec<Location>)>> + '_ {
+        let from = IteratorMode::From(FIRST_CHUNK, Direction::Forward);
+        self.db.iterator(from).filter_map(|entry| match entry {
+            Ok((key, records)) => {
+                let id = ChunkId(key.as_ref().try_into().ok()?);
+                Some(Ok((id, self.packs().all(&records))))
+            }
+            Err(error) => Some(Err(self.failed(error))),
+        })
+    }
+
+    /// All locations of one chunk, usable or not.
+    pub fn locations(&self, id: &ChunkId) -> Result<Vec<Location>> {
+        let records = self.db.get(id.0).map_err(|error| self.failed(error))?;
+        Ok(records.map_or_else(Vec::new, |records| self.packs().all(&records)))
+    }
+
+    /// The keys of all segments that were applied, in their order.
+    pub fn segments(&self) -> Result<Vec<String>> {
+        let mut keys = Vec::new();
+        for entry in self
+            .db
+            .iterator(IteratorMode::From(SEGMENT, Direction::Forward))
+        {
+            let (key, _) = entry.map_err(|error| self.failed(error))?;
+            let Some(segment) = key.strip_prefix(SEGMENT) else {
+                break;
+            };
+            keys.push(String::from_utf8_lossy(segment).into_owned());
+        }
+        Ok(keys)
+    }
+
+    /// Lets RocksDB write all its files anew, without what was overwritten or stands in several of them.
+    pub fn compact(&self) -> Result<()> {
+        self.flush()?;
+        let mut options = CompactOptions::default();
+        options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
+        let all = None::<&[u8]>;
+        self.db.compact_range_opt(all, all, &options);
+        Ok(())
     }
 
     /// Figures for people.
@@ -651,7 +696,7 @@ mod tests {
         ];
         let suspects = index.set_packs(&shown, &BTreeSet::from([pack(4), pack(5)]));
         assert_eq!(suspects, [pack(2), pack(3)], "of another size, and absent");
-        assert_eq!(index.unindexed(&shown), [(pack(9), PACK_BYTES)]);
+        assert_eq!(index.pack_bytes(&pack(9)), None, "no segment names it");
     }
 
     #[test]
@@ -691,6 +736,36 @@ mod tests {
             index.missing_segments(&["index/s/2".to_owned()]),
             ["index/s/2"]
         );
+    }
+
+    #[test]
+    fn all_that_is_known_is_listed_in_order_usable_or_not() {
+        let cache = TempDir::new().unwrap();
+        let index = open(cache.path());
+        for (key, number) in [("index/s/1", 1), ("index/s/2", 2)] {
+            let first = u32::from(number) * 10;
+            index
+                .apply(key, &segment(vec![facts(number, first..first + 15)]))
+                .unwrap();
+        }
+        index.compact().unwrap();
+        let listed: Vec<_> = index.chunks().map(Result::unwrap).collect();
+        assert!(listed.is_sorted_by_key(|(id, _)| *id) && listed.len() == 25);
+        let of = |number| {
+            let packs = |locations: Vec<Location>| locations.iter().map(|l| l.pack).collect();
+            let one: Vec<_> = packs(index.locations(&id(number)).unwrap());
+            let (_, all) = listed.iter().find(|(listed, _)| *listed == id(number))?;
+            assert_eq!(packs(all.clone()), one);
+            Some(one)
+        };
+        assert_eq!(of(12), Some(vec![pack(1)]));
+        assert_eq!(of(22), Some(vec![pack(1), pack(2)]));
+        assert_eq!(of(99), None);
+        assert_eq!(index.segments().unwrap(), ["index/s/1", "index/s/2"]);
+        drop(index);
+        let new = ChunkIndex::create(cache.path(), REPOSITORY, "a place").unwrap();
+        assert_eq!((new.chunks().count(), new.stats().packs), (0, 0));
+        assert!(new.segments().unwrap().is_empty());
     }
 
     #[test]

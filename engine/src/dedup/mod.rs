@@ -14,7 +14,7 @@ pub mod chunker;
 pub mod claims;
 pub mod index;
 pub mod pack_table;
-mod slot;
+pub(crate) mod slot;
 
 /// Why chunks could not be cut or looked up.
 #[derive(Debug, thiserror::Error)]

@@ -120,26 +120,32 @@ impl PackTable {
         records
             .iter()
             .filter_map(|record| self.decode(record))
+            .filter_map(|(location, usable)| usable.then_some(location))
             .find(|location| {
                 self.quarantined.is_empty() || !self.quarantined.contains(&(*chunk, location.pack))
             })
     }
 
-    /// What a record says, if its pack is usable.
-    fn decode(&self, record: &Record) -> Option<Location> {
+    /// All the stored locations of a chunk, those that may not be used too.
+    pub fn all(&self, value: &[u8]) -> Vec<Location> {
+        let (records, _torn) = value.as_chunks::<RECORD_BYTES>();
+        let decoded = records.iter().filter_map(|record| self.decode(record));
+        decoded.map(|(location, _)| location).collect()
+    }
+
+    /// What a record says, and whether its pack is usable.
+    fn decode(&self, record: &Record) -> Option<(Location, bool)> {
         let (fields, rest) = record.as_chunks::<4>();
         let [number, offset, stored_bytes, raw_bytes] = *<&[[u8; 4]; 4]>::try_from(fields).ok()?;
-        let row = self
-            .rows
-            .get(u32::from_le_bytes(number) as usize)
-            .filter(|row| row.usable)?;
-        Some(Location {
+        let row = self.rows.get(u32::from_le_bytes(number) as usize)?;
+        let location = Location {
             pack: row.pack,
             offset: u32::from_le_bytes(offset),
             stored_bytes: u32::from_le_bytes(stored_bytes),
             raw_bytes: u32::from_le_bytes(raw_bytes),
             kind: BlobKind::from_code(*rest.first()?)?,
-        })
+        };
+        Some((location, row.usable))
     }
 
     fn row_mut(&mut self, pack: &PackId) -> Option<&mut Row> {

@@ -64,10 +64,15 @@ impl Slot {
     }
 }
 
-/// Takes the first free slot of a repository at a place (what its storage calls itself).
-pub(super) fn take(cache: &Path, repository: RepositoryId, place: &str) -> Result<Slot> {
+/// Where all that is cached of a repository at a place (what its storage calls itself) lies.
+pub(crate) fn directory(cache: &Path, repository: RepositoryId, place: &str) -> PathBuf {
     let [a, b, c, d, ..] = short_digest(place.as_bytes());
-    let slots = cache.join(format!("{repository}-{a:02x}{b:02x}{c:02x}{d:02x}"));
+    cache.join(format!("{repository}-{a:02x}{b:02x}{c:02x}{d:02x}"))
+}
+
+/// Takes the first free slot of a repository at a place.
+pub(super) fn take(cache: &Path, repository: RepositoryId, place: &str) -> Result<Slot> {
+    let slots = directory(cache, repository, place);
     for number in 0..SLOTS {
         let directory = slots.join(format!("slot-{number}"));
         fs::create_dir_all(&directory).map_err(|source| Error::Cache {

@@ -165,6 +165,18 @@ impl Error {
         self.storage_kind() == Some(ErrorKind::NotFound)
     }
 
+    /// Whether a record is there but spoilt, as opposed to one that a newer program wrote.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Error::Record { source, .. } => !matches!(
+                source,
+                codec::Error::TooNew { .. } | codec::Error::RequiredField { .. }
+            ),
+            Error::GcLog { .. } => true,
+            _ => false,
+        }
+    }
+
     /// Whether an object with this key was there already.
     pub fn is_already_there(&self) -> bool {
         self.storage_kind() == Some(ErrorKind::AlreadyExists)
@@ -200,13 +212,13 @@ pub fn open(storage: Arc<dyn Storage>) -> Result<Repository> {
     let place = storage.describe();
     let (id, config) = match read_config(storage.as_ref(), &layout::config()) {
         Ok(found) => found,
-        Err(first) if first.is_not_found() || is_damage(&first) => {
+        Err(first) if first.is_not_found() || first.is_damage() => {
             match read_config(storage.as_ref(), &layout::config_copy()) {
                 Ok(found) => found,
                 Err(second) if second.is_not_found() && first.is_not_found() => {
                     return Err(Error::NotARepository { place });
                 }
-                Err(second) if second.is_not_found() || is_damage(&second) => return Err(first),
+                Err(second) if second.is_not_found() || second.is_damage() => return Err(first),
                 Err(second) => return Err(second),
             }
         }
@@ -296,17 +308,6 @@ pub(crate) fn open_record<T: DeserializeOwned>(
         })
 }
 
-/// Whether a record is there but spoilt, as opposed to one that a newer program wrote.
-fn is_damage(error: &Error) -> bool {
-    match error {
-        Error::Record { source, .. } => !matches!(
-            source,
-            codec::Error::TooNew { .. } | codec::Error::RequiredField { .. }
-        ),
-        _ => false,
-    }
-}
-
 fn read_config(storage: &dyn Storage, key: &Key) -> Result<(RepositoryId, Config)> {
     let bytes = storage.get(key).map_err(storage_failed)?;
     codec::open(RecordKind::Config, None, key.as_str(), &bytes).map_err(|source| Error::Record {
@@ -322,7 +323,7 @@ fn write_config(repository: Repository) -> Result<Repository> {
         match put_record(&repository, &key, RecordKind::Config, &repository.config) {
             Err(error) if error.is_already_there() => {
                 let (id, config) = match read_config(repository.storage.as_ref(), &key) {
-                    Err(error) if is_damage(&error) => continue,
+                    Err(error) if error.is_damage() => continue,
                     read => read?,
                 };
                 if id != repository.id {

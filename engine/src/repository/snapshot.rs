@@ -169,28 +169,30 @@ pub enum Decision {
     AlreadyDecided(Register),
 }
 
-/// All registers of a stanza, oldest first by the last time stamp of their labels.
-pub fn list(repository: &Repository, stanza: &str) -> Result<Vec<Snapshot>> {
+/// The label and run of every register of a stanza, in key order.
+pub fn labels(repository: &Repository, stanza: &str) -> Result<Vec<(String, RunId)>> {
     let objects = list_all(
         repository.storage.as_ref(),
         &layout::snapshot_prefix(stanza)?,
     )?;
+    let parsed = objects
+        .iter()
+        .filter_map(|object| layout::parse_snapshot(object.key.as_str()));
+    Ok(parsed.map(|(_, label, run)| (label, run)).collect())
+}
+
+/// All registers of a stanza, oldest first by the last time stamp of their labels.
+pub fn list(repository: &Repository, stanza: &str) -> Result<Vec<Snapshot>> {
+    let labels = labels(repository, stanza)?;
     // After the registers: a tombstone stands on a register that is older than it.
     let forgotten = forget::list(repository, stanza)?;
-    let mut snapshots: Vec<Snapshot> = objects
-        .iter()
-        .filter_map(|object| layout::parse_snapshot(object.key.as_str()))
-        .map(|(stanza, label, run)| {
-            let key = (label, run);
-            let forgotten = forgotten.contains(&key);
-            Snapshot {
-                stanza,
-                label: key.0,
-                run,
-                forgotten,
-            }
-        })
-        .collect();
+    let snapshot = |key: (String, RunId)| Snapshot {
+        stanza: stanza.to_owned(),
+        forgotten: forgotten.contains(&key),
+        label: key.0,
+        run: key.1,
+    };
+    let mut snapshots: Vec<Snapshot> = labels.into_iter().map(snapshot).collect();
     snapshots.sort_by(|a, b| {
         last_stamp(&a.label)
             .cmp(last_stamp(&b.label))

@@ -89,7 +89,7 @@ fn host(endpoint: &str) -> &str {
 }
 
 /// The bytes of a file of certificates, each of which has been looked at: the SDK takes them on trust.
-pub(super) fn certificates(path: &Path) -> std::result::Result<Vec<u8>, String> {
+pub(super) fn certificates(path: &Path) -> Result<Vec<u8>, String> {
     let unfit = |error: String| format!("{} holds no certificates: {error}", path.display());
     let bytes = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
     let mut roots = RootCertStore::empty();
