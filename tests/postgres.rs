@@ -3,6 +3,11 @@
 //! Promises: pgbench and a churn of DDL run during every backup; every backup is restored to a directory of its own,
 //! recovers, and is judged by PostgreSQL's own programs.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests: what goes wrong fails the test that called them"
+)]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
@@ -37,6 +42,17 @@ fn judge(server: &Server) {
 fn marks(server: &Server) -> Vec<String> {
     let rows = server.rows("postgres", "SELECT n FROM marks ORDER BY n");
     rows.into_iter().flatten().collect()
+}
+
+/// Each transaction of pgbench adds the same amount to an account, a teller, a branch and the history.
+fn assert_balanced(server: &Server) {
+    let sums = "SELECT sum(abalance) FROM pgbench_accounts UNION SELECT sum(tbalance) FROM pgbench_tellers \
+                UNION SELECT sum(bbalance) FROM pgbench_branches UNION SELECT coalesce(sum(delta), 0) FROM pgbench_history";
+    assert_eq!(
+        server.rows("postgres", sums).len(),
+        1,
+        "a transaction is there in part"
+    );
 }
 
 /// Where the links in `pg_tblspc` lead.
@@ -86,6 +102,13 @@ fn backups_under_load_and_ddl_restore_to_a_consistent_cluster() {
             backup.label
         );
         assert_eq!(tablespace_links(&server), [space]);
+        assert_balanced(&server);
+        let held = server.hashes();
+        for table in ["stays_linked", "stays_inplace"] {
+            let name = format!("postgres.public.{table}");
+            assert_eq!(held.get(&name), expected.get(&name), "{name}");
+            assert!(held.contains_key(&name));
+        }
         judge(&server);
     }
     let last = backups.last().unwrap();

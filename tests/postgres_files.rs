@@ -2,6 +2,11 @@
 //!
 //! Promises: as root, files of other owners are among them.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests: what goes wrong fails the test that called them"
+)]
+
 use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
 use std::io::Write as _;

@@ -194,7 +194,7 @@ impl Error {
             Error::OtherDirectory { .. } => {
                 vec!["is the PostgreSQL data_directory configured the same as the pg1-path option?".to_owned()]
             }
-            Error::Engine(error) => report::hints(error.kind()),
+            Error::Engine(error) => report::hints(error),
             Error::LockFile { .. } => vec!["set lock-path to a directory that this user can write.".to_owned()],
             Error::TargetTime { .. } => vec![
                 "time format must be YYYY-MM-DD HH:MM:SS with optional msec and optional timezone (+/- HH or HHMM or \

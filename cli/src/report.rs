@@ -5,7 +5,9 @@
 use std::error::Error as _;
 use std::io::{self, Write};
 
-use pgcairn_engine::actions::{BackupSummary, ErrorKind, RestoreSummary, StanzaCreateSummary};
+use pgcairn_engine::actions::{
+    self, BackupSummary, ErrorKind, RestoreSummary, StanzaCreateSummary,
+};
 use serde_json::{Value, json};
 
 use crate::error::Error;
@@ -86,8 +88,35 @@ pub(crate) fn to_stdout(text: &str) -> Result<(), Error> {
 }
 
 /// What a person could do about an error of the engine.
-pub(crate) fn hints(kind: ErrorKind) -> Vec<String> {
-    let hints: &[&str] = match kind {
+pub(crate) fn hints(error: &actions::Error) -> Vec<String> {
+    use actions::Error::{BackupUnreadable, NotRestorable, WalDamaged, WalMisplaced};
+    let hints: &[&str] = match error {
+        NotRestorable { begun, .. } => &[
+            if *begun {
+                "what is in pg1-path now is incomplete and cannot be started; restore into it again, with --delta."
+            } else {
+                "nothing in pg1-path was changed."
+            },
+            "if the cluster still exists, a new full backup stores the damaged data again: then this backup can be \
+             restored too.",
+            "'info' lists the other backups, --set=<label> restores one; those that need the same data fail as this one \
+             did.",
+        ],
+        BackupUnreadable { .. } => &[
+            "'info' lists the other backups, --set=<label> restores one of them.",
+            "if there is a copy of the repository, put this record back from there.",
+        ],
+        WalDamaged { .. } | WalMisplaced { .. } => &[
+            "recovery cannot go beyond this segment; backups that need it cannot be made consistent.",
+            "pg_wal of the primary or of a standby may still hold it: move the damaged object away and push it again.",
+        ],
+        other => hints_of_kind(other.kind()),
+    };
+    hints.iter().map(|hint| (*hint).to_owned()).collect()
+}
+
+fn hints_of_kind(kind: ErrorKind) -> &'static [&'static str] {
+    match kind {
         ErrorKind::NotARepository | ErrorKind::StorageUnreachable => &[
             "is repo1-path right, and its disk mounted?",
             "stanza-create makes the repository when there is none.",
@@ -142,9 +171,11 @@ pub(crate) fn hints(kind: ErrorKind) -> Vec<String> {
         ErrorKind::TooNew => &["use the newest pgcairn that this repository has been used with."],
         ErrorKind::Denied => &["has this user the right to use the repository?"],
         ErrorKind::Clock => &["set the clock of this machine right."],
+        ErrorKind::Damaged => {
+            &["if there is a copy of the repository, put the damaged object back from there."]
+        }
         _ => &[],
-    };
-    hints.iter().map(|hint| (*hint).to_owned()).collect()
+    }
 }
 
 /// What a backup did, for people.
@@ -168,7 +199,15 @@ pub(crate) fn backup_lines(summary: &BackupSummary) -> Vec<String> {
         ),
     ];
     if sums.bad_pages > 0 {
-        lines.push(format!("{} pages have an invalid checksum", sums.bad_pages));
+        let pages = if sums.bad_pages == 1 {
+            "page has"
+        } else {
+            "pages have"
+        };
+        lines.push(format!(
+            "{} {pages} an invalid checksum: the cluster itself is damaged there, and so is what this backup restores",
+            sums.bad_pages
+        ));
     }
     lines
 }

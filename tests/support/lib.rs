@@ -11,6 +11,7 @@
 
 pub mod churn;
 pub mod crashing;
+pub mod damage;
 pub mod fault_proxy;
 pub mod faulty;
 pub mod golden;
@@ -20,6 +21,7 @@ pub mod postgres;
 pub mod process;
 pub mod recording;
 pub mod s3_server;
+pub mod small_cluster;
 pub mod source;
 pub mod stanza;
 pub mod tree;

@@ -323,8 +323,9 @@ impl Server {
     /// A hash of the rows of every logged table and materialised view, under `database.schema.table`. (A restore
     /// empties unlogged tables, as a crash does.)
     pub fn hashes(&self) -> BTreeMap<String, String> {
-        let databases =
-            "SELECT datname FROM pg_database WHERE datallowconn AND datname <> 'template0'";
+        // A limit of -2 marks a database whose DROP did not end: nobody can connect to it any more.
+        let databases = "SELECT datname FROM pg_database WHERE datallowconn AND datconnlimit <> -2 \
+                         AND datname <> 'template0'";
         let tables = "SELECT format('%I.%I', nspname, relname) FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace \
                       WHERE relkind IN ('r', 'm') AND relpersistence = 'p' AND nspname <> 'information_schema' \
                       AND nspname NOT LIKE 'pg\\_%'";

@@ -3,7 +3,8 @@
 //! Promises: a push is confirmed only when the file is durable in the repository; the same name with the same bytes is
 //! success, with other bytes an error, and nothing is ever overwritten. A get answers "not there" only if that is the end
 //! of the WAL as far as anybody can tell: the repository and the stanza were read, the file is absent, no gap record
-//! covers it, and no later segment of its timeline exists; every other answer is an error, "cannot tell".
+//! covers it, and no later segment of its timeline exists; every other answer is an error, "cannot tell". What it hands
+//! over is the segment of that name, and of this cluster.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -19,7 +20,7 @@ use crate::ids::Namer;
 use crate::pack::wal as wal_object;
 use crate::pack::writer::Sealer;
 use crate::repository::stanza::Epoch;
-use crate::repository::{Repository, wal};
+use crate::repository::{Repository, layout, wal};
 use crate::storage::ErrorKind;
 use crate::wal_name::{Segment, Timeline, WalFile};
 
@@ -82,7 +83,10 @@ pub fn archive_push(
         source,
     })?;
     if options.header_check && matches!(kind, WalFile::Segment | WalFile::Partial) {
-        check_header(&raw, &name, &path, &control)?;
+        check_header(&raw, &name, &control, |found| Error::ForeignWal {
+            path: path.clone(),
+            found,
+        })?;
     }
     let object = encode(&raw, options, &name)?;
     match wal::put(repository, &options.stanza, &epoch.name(), &name, &object) {
@@ -95,7 +99,7 @@ pub fn archive_push(
                 wal::get(repository, &options.stanza, &epoch.name(), &name).map_err(|read| {
                     Error::Repository(if read.is_not_found() { error } else { read })
                 })?;
-            let stored = decode(&stored, &name)?;
+            let stored = decode(&stored, key_of(options, &epoch, &name)?)?;
             if stored != raw {
                 return Err(Error::WalDuplicate {
                     name,
@@ -136,20 +140,24 @@ fn encode(raw: &[u8], options: &ArchiveOptions, name: &str) -> Result<Vec<u8>> {
     wal_object::assemble(&sealed).map_err(damaged)
 }
 
-fn decode(object: &[u8], name: &str) -> Result<Vec<u8>> {
+fn decode(object: &[u8], key: String) -> Result<Vec<u8>> {
     let namer = Namer::plain();
-    wal_object::decode(&namer, object).map_err(|source| Error::WalDamaged {
-        name: name.to_owned(),
-        source,
-    })
+    wal_object::decode(&namer, object).map_err(|source| Error::WalDamaged { key, source })
+}
+
+fn key_of(options: &ArchiveOptions, epoch: &Epoch, name: &str) -> Result<String> {
+    layout::wal(&options.stanza, &epoch.name(), name)
+        .map(|key| key.to_string())
+        .map_err(Error::Repository)
 }
 
 /// Checks that a segment is what its name says, and of this cluster.
-fn check_header(raw: &[u8], name: &str, path: &Path, control: &ControlFile) -> Result<()> {
-    let foreign = |found: String| Error::ForeignWal {
-        path: path.to_owned(),
-        found,
-    };
+fn check_header(
+    raw: &[u8],
+    name: &str,
+    control: &ControlFile,
+    foreign: impl Fn(String) -> Error,
+) -> Result<()> {
     let header = wal_header::parse(raw).map_err(|error| foreign(error.to_string()))?;
     if header.system_id != control.system_id {
         return Err(foreign(format!(
@@ -186,7 +194,7 @@ pub fn archive_get(
     name: &str,
     destination: &Path,
 ) -> Result<Got> {
-    WalFile::of(name).map_err(|_| Error::NotWal(name.to_owned()))?;
+    let kind = WalFile::of(name).map_err(|_| Error::NotWal(name.to_owned()))?;
     let control = control_file::read(&options.pgdata).map_err(Error::Cluster)?;
     let epochs: Vec<Epoch> = epochs_of(repository, &options.stanza)?
         .into_iter()
@@ -201,7 +209,16 @@ pub fn archive_get(
     loop {
         match wal::get(repository, &options.stanza, &epoch.name(), name) {
             Ok(object) => {
-                write(&options.pgdata.join(destination), &decode(&object, name)?)?;
+                let key = key_of(options, epoch, name)?;
+                let raw = decode(&object, key.clone())?;
+                // PostgreSQL would take another segment's content for the end of the WAL.
+                if options.header_check && matches!(kind, WalFile::Segment | WalFile::Partial) {
+                    check_header(&raw, name, &control, |found| Error::WalMisplaced {
+                        key: key.clone(),
+                        found,
+                    })?;
+                }
+                write(&options.pgdata.join(destination), &raw)?;
                 return Ok(Got::Fetched);
             }
             Err(error) if error.is_not_found() => {}

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::actions::assemble::{Assembled, Assembler, NodeStore};
 use crate::actions::commit::usable_packs;
 use crate::actions::copy::{Copier, Job};
-use crate::actions::error::{Error, Result};
+use crate::actions::error::{Error, Result, with_causes};
 use crate::actions::known::{Known, Scope, bring_up_to_date, unindexed};
 use crate::actions::label::{Chosen, Committed, announce_unique, choose};
 use crate::actions::nodes::NodeReader;
@@ -35,7 +35,7 @@ use crate::repository::config::Config;
 use crate::repository::snapshot::{self, BackupType, Decision, Manifest, Register};
 use crate::repository::stanza::Epoch;
 use crate::repository::tree::encode_page_list;
-use crate::repository::{Repository, forget};
+use crate::repository::{self, Repository, forget};
 
 /// How often the server's session is kept alive.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
@@ -101,6 +101,14 @@ pub fn backup(
     monitor: &dyn Monitor,
 ) -> Result<BackupSummary> {
     let begun = Instant::now();
+    for (key, damage) in repository::config_damage(repository).map_err(Error::Repository)? {
+        let message = format!(
+            "{}: remove it if it is there, then stanza-create writes it again from the other copy",
+            with_causes(&damage)
+        );
+        let object = key.to_string();
+        monitor.problem(&Problem { object, message });
+    }
     let control = control_file::read(&options.pgdata).map_err(Error::Cluster)?;
     let epoch = epoch_of(repository, &options.stanza, &control, &options.pgdata)?;
     let mode = BackupMode::prepare(server, options, &control)?;
@@ -108,7 +116,8 @@ pub fn backup(
         manifest.system_id == control.system_id && manifest.version == control.version
     };
     let listed = snapshot::list(repository, &options.stanza).map_err(Error::Repository)?;
-    let (backup_type, prior, full) = choose(repository, options.backup_type, &listed, same)?;
+    let (backup_type, prior, full) =
+        choose(repository, options.backup_type, &listed, same, monitor)?;
     if backup_type != options.backup_type {
         monitor.note("no prior backup exists, the backup will be a full one");
     }
@@ -202,7 +211,7 @@ pub(super) struct Copied {
     pub(super) torn_pages: u64,
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
     fn to_commit(
         &self,
         session: &mut Session<'_>,
@@ -211,7 +220,8 @@ impl Run<'_> {
     ) -> Result<Manifest> {
         let repository = session.repository;
         self.monitor.stage(Stage::Prepare, 0, 0);
-        let known = bring_up_to_date(session, &self.options.cache, Scope::All)?;
+        let mut problem = |object, message| self.monitor.problem(&Problem { object, message });
+        let known = bring_up_to_date(session, &self.options.cache, Scope::All, &mut problem)?;
         let session = &*session;
         let packer = Packer::new(session, &known.index, &self.options.stanza, self.tally);
         self.adopt_unindexed(repository, &known, &packer)?;
@@ -296,11 +306,14 @@ impl Run<'_> {
     fn basis<'n>(
         &self,
         repository: &Repository,
-        prior: &Committed,
+        prior: &'n Committed,
         nodes: &'n NodeReader<'n>,
         known: &Known,
         backup_type: BackupType,
-    ) -> Basis<'n> {
+    ) -> Basis<'n>
+    where
+        'a: 'n,
+    {
         let manifest = &prior.manifest;
         let sound = known.suspects.is_empty() && !known.quarantined;
         let same = manifest.timeline == self.control.timeline
@@ -329,6 +342,8 @@ impl Run<'_> {
             root: manifest.root,
             stat,
             start_ms: manifest.start_ms,
+            label: &manifest.label,
+            monitor: self.monitor,
         }
     }
 

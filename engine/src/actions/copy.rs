@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use crate::actions::error::{Error, Result};
+use crate::actions::error::{Error, Result, with_causes};
 use crate::actions::nodes::NodeReader;
 use crate::actions::packer::Packer;
 use crate::actions::pages::{self, SuspectPage};
@@ -19,7 +19,7 @@ use crate::cluster::data_dir::Source;
 use crate::dedup::chunker::{Chunker, Structure, Window};
 use crate::dedup::index::ChunkIndex;
 use crate::ids::{BlobKind, ChunkId, Extent, Location, Namer, Parts};
-use crate::monitor::{Counter, Monitor, Tally};
+use crate::monitor::{Counter, Monitor, Problem, Tally};
 use crate::pack::writer::Sealer;
 use crate::repository::config::Config;
 use crate::repository::tree::{Content, LARGEST_INLINE};
@@ -337,7 +337,19 @@ impl Worker<'_> {
             return Ok(Vec::new());
         };
         let end = offset + u64::from(self.shared.config.region_bytes);
-        let (begin, mut extents) = nodes.extents(content, offset, end)?;
+        let (begin, mut extents) = match nodes.extents(content, offset, end) {
+            Err(damage) if damage.is_damage() => {
+                self.shared.monitor.problem(&Problem {
+                    object: String::from_utf8_lossy(&file.source.path).into_owned(),
+                    message: format!(
+                        "cannot be restored from the previous backup: {}; it is cut anew",
+                        with_causes(&damage)
+                    ),
+                });
+                return Ok(Vec::new());
+            }
+            found => found?,
+        };
         if begin != offset {
             return Ok(Vec::new());
         }

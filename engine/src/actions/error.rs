@@ -40,6 +40,24 @@ pub enum Error {
         /// What is wrong with it.
         source: pack::Error,
     },
+    /// A backup cannot be restored, because something that it needs is damaged.
+    #[error("backup {label} cannot be restored")]
+    NotRestorable {
+        /// The backup.
+        label: String,
+        /// The target was changed already; until a restore of it succeeds, nothing in it can be started.
+        begun: bool,
+        /// What is damaged.
+        source: Box<Error>,
+    },
+    /// The record of a backup cannot be read: whether there is such a backup, and what it needs, is not known.
+    #[error("the record of backup {label} cannot be read")]
+    BackupUnreadable {
+        /// The backup.
+        label: String,
+        /// What is wrong with the record.
+        source: repository::Error,
+    },
     /// A chunk that a backup needs cannot be had from any copy.
     #[error("chunk {chunk} of {needed_by} is damaged or missing")]
     ChunkLost {
@@ -160,12 +178,20 @@ pub enum Error {
         stanza: String,
     },
     /// A WAL object's content is damaged.
-    #[error("{name} in the archive is damaged")]
+    #[error("{key} is damaged")]
     WalDamaged {
-        /// The file's name.
-        name: String,
+        /// Its key.
+        key: String,
         /// What is wrong with it.
         source: pack::Error,
+    },
+    /// A WAL object is whole, and is not the file that it is named after.
+    #[error("{key} holds another file: {found}")]
+    WalMisplaced {
+        /// Its key.
+        key: String,
+        /// What its header says.
+        found: String,
     },
     /// Whether more WAL exists cannot be told.
     #[error("{name} is not in the archive, but this is not the end of the WAL: {evidence}")]
@@ -373,6 +399,17 @@ pub enum ErrorKind {
 }
 
 impl Error {
+    /// Whether data of a backup is missing or damaged, as opposed to a storage that does not answer.
+    pub(super) fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            Error::ChunkLost { .. }
+                | Error::CopyDamaged { .. }
+                | Error::PackDamaged { .. }
+                | Error::TreeDamaged { .. }
+        )
+    }
+
     /// What kind of situation this is.
     pub fn kind(&self) -> ErrorKind {
         match self {
@@ -384,12 +421,19 @@ impl Error {
             | Error::Cancelled
             | Error::Random(_)
             | Error::Fenced { .. } => ErrorKind::Internal,
+            Error::TreeDamaged {
+                source: repository::tree::TreeError::TooNew(_),
+                ..
+            } => ErrorKind::TooNew,
             Error::ChunkLost { .. }
             | Error::CopyDamaged { .. }
             | Error::PackDamaged { .. }
             | Error::TreeDamaged { .. }
             | Error::WalDamaged { .. }
+            | Error::WalMisplaced { .. }
             | Error::PackVanished { .. } => ErrorKind::Damaged,
+            Error::NotRestorable { source, .. } => source.kind(),
+            Error::BackupUnreadable { source, .. } => repository_kind(source),
             Error::BadPath { .. } | Error::Entry(_) | Error::Record(_) | Error::NotWal(_) => {
                 ErrorKind::Format
             }
@@ -422,6 +466,17 @@ impl Error {
             Error::Invalid(_) => ErrorKind::Invalid,
         }
     }
+}
+
+/// An error and its causes, in one line.
+pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        line = format!("{line}: {source}");
+        cause = source.source();
+    }
+    line
 }
 
 fn repository_kind(error: &repository::Error) -> ErrorKind {

@@ -1,20 +1,21 @@
 //! Getting chunks out of the repository: found, read in few requests, verified.
 //!
 //! Promises: what is handed out has been checked against its id; chunks that lie side by side (on a remote storage also
-//! those a little apart) are read together; a copy that is damaged is passed over for another one; a chunk is called lost
-//! only when the whole repository was asked (all index segments, and the footers of packs that no segment names).
+//! those a little apart) are read together; a copy that is damaged is passed over for another one, and noted in the
+//! repository once a second reading has confirmed it, so that the next backup stores the chunk again; a chunk is called
+//! lost only when the whole repository was asked (all index segments, and the footers of packs that no segment names).
 
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use crate::actions::error::{Error, Result};
+use crate::actions::error::{Error, Result, with_causes};
 use crate::actions::known::{Known, Scope, bring_up_to_date, unindexed, widen};
 use crate::actions::session::Session;
 use crate::ids::{BlobKind, ChunkId, Location, Namer, PackId};
 use crate::monitor::{Counter, Tally};
 use crate::pack::format::FRAME_BYTES;
-use crate::pack::reader::Opener;
+use crate::pack::reader::{Opener, ReadError, read_blob};
 use crate::repository::layout::{self, PackClass};
 use crate::repository::segment::Fact;
 use crate::repository::{Repository, packs};
@@ -36,8 +37,13 @@ pub(super) struct Locator<'a> {
 
 impl<'a> Locator<'a> {
     /// A locator that knows the segments of one stanza, and asks for the rest only if it must.
-    pub(super) fn new(session: &'a Session<'a>, cache: &Path, stanza: &str) -> Result<Self> {
-        let known = bring_up_to_date(session, cache, Scope::Stanza(stanza))?;
+    pub(super) fn new(
+        session: &'a Session<'a>,
+        cache: &Path,
+        stanza: &str,
+        problem: &mut dyn FnMut(String, String),
+    ) -> Result<Self> {
+        let known = bring_up_to_date(session, cache, Scope::Stanza(stanza), problem)?;
         Ok(Locator {
             session,
             known,
@@ -71,6 +77,25 @@ impl<'a> Locator<'a> {
             *location = widened.as_ref().and_then(|rest| rest.get(id)).copied();
         }
         Ok(())
+    }
+
+    /// Another copy of a chunk than the one in `pack`, which is damaged or gone and is not used again.
+    pub(super) fn another(
+        &self,
+        id: ChunkId,
+        pack: PackId,
+        damage: &Error,
+    ) -> Result<Option<Location>> {
+        self.known.index.quarantine(id, pack);
+        if matches!(damage, Error::CopyDamaged { .. }) {
+            self.session.quarantine(id, pack, &with_causes(damage));
+        }
+        let mut found = Vec::with_capacity(1);
+        self.locate(&[id], &mut found)?;
+        Ok(found
+            .pop()
+            .flatten()
+            .filter(|location| location.pack != pack))
     }
 }
 
@@ -197,16 +222,13 @@ impl<'a> Fetcher<'a> {
                     .stored
                     .get(from..from.saturating_add(length))
                     .unwrap_or_default();
-                if let Err(source) =
+                let opened =
                     self.opener
-                        .open(&self.namer, &wanted.id, &location, frame, &mut self.raw)
+                        .open(&self.namer, &wanted.id, &location, frame, &mut self.raw);
+                // Read once more, alone: what was wrong may have been the way and not the place.
+                if opened.is_err()
+                    && let Err(damage) = self.read_again(class, &wanted.id, &location)
                 {
-                    let key = layout::pack(class, pack).to_string();
-                    let damage = Error::CopyDamaged {
-                        key,
-                        offset: location.offset,
-                        source,
-                    };
                     self.pass_over(wanted, pack, damage, &name, again)?;
                     continue;
                 }
@@ -215,6 +237,29 @@ impl<'a> Fetcher<'a> {
             take(&wanted.purpose, &self.raw)?;
         }
         Ok(())
+    }
+
+    fn read_again(&mut self, class: PackClass, id: &ChunkId, location: &Location) -> Result<()> {
+        let repository = self.repository;
+        let mut fetch = |offset, buffer: &mut [u8]| {
+            packs::get_range(repository, class, location.pack, offset, buffer)
+        };
+        let read = read_blob(
+            &mut fetch,
+            &self.namer,
+            &mut self.opener,
+            id,
+            location,
+            &mut self.raw,
+        );
+        read.map_err(|error| match error {
+            ReadError::Fetch(error) => Error::Repository(error),
+            ReadError::Pack(source) => Error::CopyDamaged {
+                key: layout::pack(class, location.pack).to_string(),
+                offset: location.offset,
+                source,
+            },
+        })
     }
 
     /// A pack that is missing or too short loses its chunks one by one; any other failure ends the action.
@@ -248,20 +293,15 @@ impl<'a> Fetcher<'a> {
         name: impl Fn(&T) -> String,
         again: &mut Vec<Wanted<T>>,
     ) -> Result<()> {
-        self.locator.known.index.quarantine(wanted.id, pack);
-        let mut found = Vec::with_capacity(1);
-        self.locator.locate(&[wanted.id], &mut found)?;
-        match found.pop().flatten() {
-            Some(other) if other.pack != pack => {
-                again.push(wanted);
-                Ok(())
-            }
-            _ => Err(Error::ChunkLost {
-                chunk: wanted.id,
-                needed_by: name(&wanted.purpose),
-                source: Some(Box::new(damage)),
-            }),
+        if self.locator.another(wanted.id, pack, &damage)?.is_some() {
+            again.push(wanted);
+            return Ok(());
         }
+        Err(Error::ChunkLost {
+            chunk: wanted.id,
+            needed_by: name(&wanted.purpose),
+            source: Some(Box::new(damage)),
+        })
     }
 }
 

@@ -1,7 +1,7 @@
 //! What is in a repository: stanzas, their epochs, their WAL, their backups.
 
-use crate::actions::error::{Error, Result};
-use crate::actions::label::{committed, running};
+use crate::actions::error::{Error, Result, with_causes};
+use crate::actions::label::{backups, running};
 use crate::repository::snapshot::{self, Manifest};
 use crate::repository::{Repository, stanza, wal};
 
@@ -14,8 +14,19 @@ pub struct StanzaInfo {
     pub epochs: Vec<EpochInfo>,
     /// Its committed backups that are not forgotten, oldest first.
     pub backups: Vec<Manifest>,
+    /// Backups whose record cannot be read, oldest first.
+    pub unreadable: Vec<UnreadableBackup>,
     /// Backups that were announced and are not decided: running, or crashed.
     pub undecided: u32,
+}
+
+/// A backup whose record cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnreadableBackup {
+    /// Its label.
+    pub label: String,
+    /// What is wrong with the record, and its key.
+    pub reason: String,
 }
 
 /// One epoch: a system identifier and a version that the stanza had.
@@ -73,10 +84,15 @@ fn of_stanza(
             wal_max,
         });
     }
-    let backups = committed(repository, &name)?
+    let found = backups(repository, &name)?;
+    let unreadable = found
+        .unreadable
         .into_iter()
-        .map(|backup| backup.manifest)
-        .collect();
+        .map(|unreadable| UnreadableBackup {
+            reason: with_causes(&unreadable.error),
+            label: unreadable.label,
+        });
+    let committed = found.committed.into_iter().map(|backup| backup.manifest);
     let decided = snapshot::list(repository, &name).map_err(Error::Repository)?;
     let running = running(repository, &name)?;
     let undecided = running
@@ -86,7 +102,8 @@ fn of_stanza(
     Ok(StanzaInfo {
         name,
         epochs: listed,
-        backups,
+        backups: committed.collect(),
+        unreadable: unreadable.collect(),
         undecided: u32::try_from(undecided).unwrap_or(u32::MAX),
     })
 }

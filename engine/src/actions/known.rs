@@ -2,12 +2,13 @@
 //!
 //! Promises: the index knows every fact of every index segment that was asked for, and which packs are listed with the
 //! size their segment says; packs that no segment names are found by their footers, so what a crashed run stored is
-//! used. Whatever is wrong with the local index, it is thrown away and built again: it is a cache.
+//! used, and a damaged segment costs time alone. Whatever is wrong with the local index, it is thrown away and built
+//! again: it is a cache.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use crate::actions::error::{Error, Result};
+use crate::actions::error::{Error, Result, with_causes};
 use crate::actions::session::Session;
 use crate::dedup::index::ChunkIndex;
 use crate::ids::PackId;
@@ -17,6 +18,9 @@ use crate::repository::gc_log;
 use crate::repository::layout::{self, PackClass};
 use crate::repository::segment::{self, Fact, IndexSegment, PackFacts};
 use crate::repository::{Repository, list_all, packs};
+
+/// Missing packs that are named one by one.
+const NAMED_SUSPECTS: usize = 20;
 
 /// Which index segments are wanted.
 #[derive(Clone, Copy)]
@@ -46,6 +50,7 @@ pub(super) fn bring_up_to_date(
     session: &Session<'_>,
     cache: &Path,
     scope: Scope<'_>,
+    problem: &mut dyn FnMut(String, String),
 ) -> Result<Known> {
     let repository = session.repository;
     let gc_checksum = |number| gc_log::checksum(repository, number).ok().flatten();
@@ -59,7 +64,7 @@ pub(super) fn bring_up_to_date(
         .map(str::to_owned)
         .collect();
     for key in missing {
-        apply(repository, &index, &key)?;
+        apply(repository, &index, &key, problem)?;
     }
     let mut listed = Vec::new();
     for class in [PackClass::Data, PackClass::Meta] {
@@ -76,6 +81,7 @@ pub(super) fn bring_up_to_date(
         .collect();
     let unusable = session.unusable();
     let suspects = index.set_packs(&sizes, &unusable);
+    tell_of(&suspects, &listed, problem);
     let quarantine = session.quarantined()?;
     for (chunk, pack) in &quarantine {
         index.quarantine(*chunk, *pack);
@@ -93,11 +99,39 @@ pub(super) fn bring_up_to_date(
     })
 }
 
+/// Names the packs that are not as an index segment says.
+fn tell_of(
+    suspects: &[PackId],
+    listed: &[(PackClass, PackId, u64)],
+    problem: &mut dyn FnMut(String, String),
+) {
+    for pack in suspects.iter().take(NAMED_SUSPECTS) {
+        let found = listed.iter().find(|(_, listed, _)| listed == pack);
+        match found {
+            Some((class, pack, bytes)) => problem(
+                layout::pack(*class, *pack).to_string(),
+                format!("has {bytes} bytes, which is not what was stored: it is not used"),
+            ),
+            None => problem(
+                format!("pack {pack}"),
+                "is missing from the repository".to_owned(),
+            ),
+        }
+    }
+    if let Some(more @ 1..) = suspects.len().checked_sub(NAMED_SUSPECTS) {
+        problem(
+            "the repository".to_owned(),
+            format!("{more} more packs are missing or not of the size they should be"),
+        );
+    }
+}
+
 /// Applies the segments that were left out so far.
 pub(super) fn widen(session: &Session<'_>, known: &Known) -> Result<()> {
     let keys = segment_keys(session.repository, Scope::All)?;
     for key in known.index.missing_segments(&keys) {
-        apply(session.repository, &known.index, key)?;
+        // What another stanza's damaged segment names is found by the packs' footers, as here.
+        apply(session.repository, &known.index, key, &mut |_, _| {})?;
     }
     let sizes: Vec<(PackId, u64)> = known
         .listed
@@ -125,14 +159,28 @@ pub(super) fn segment_keys(repository: &Repository, scope: Scope<'_>) -> Result<
     Ok(keys)
 }
 
-/// Applies one segment. One that is gone was merged into another, which the next listing shows.
-fn apply(repository: &Repository, index: &ChunkIndex, key: &str) -> Result<()> {
+/// Applies one segment. One that is gone was merged into another, which the next listing shows. One that is damaged is
+/// passed over: then no segment names its packs, and their footers say the same.
+fn apply(
+    repository: &Repository,
+    index: &ChunkIndex,
+    key: &str,
+    problem: &mut dyn FnMut(String, String),
+) -> Result<()> {
     let Some(key) = crate::storage::Key::new(key) else {
         return Ok(());
     };
     match segment::get(repository, &key) {
         Ok(segment) => index.apply(key.as_str(), &segment).map_err(Error::Index),
         Err(error) if error.is_not_found() => Ok(()),
+        Err(error) if error.is_damage() => {
+            let message = format!(
+                "{}; the footers of the packs are read instead",
+                with_causes(&error)
+            );
+            problem(key.to_string(), message);
+            Ok(())
+        }
         Err(error) => Err(Error::Repository(error)),
     }
 }

@@ -4,12 +4,15 @@
 //! listing: of two runs with one label at least one sees the other and takes the next second); a label never lies
 //! before an existing one.
 
+use std::collections::BTreeSet;
+
 use crate::actions::backup::BackupOptions;
-use crate::actions::error::{Error, Result};
+use crate::actions::error::{Error, Result, with_causes};
 use crate::actions::session::{Session, announce};
+use crate::monitor::{Monitor, Problem};
 use crate::repository::run::{self, Role};
 use crate::repository::snapshot::{self, BackupType, Manifest, Register, Snapshot};
-use crate::repository::{Repository, layout};
+use crate::repository::{self, Repository, layout};
 
 /// A newest backup this far ahead of the clock means that the clock is wrong.
 const FAR_AHEAD_MS: i64 = 3_600_000;
@@ -20,24 +23,54 @@ pub(super) struct Committed {
     pub(super) manifest: Manifest,
 }
 
-/// The committed backups of a stanza that are not forgotten, oldest first. One that cannot be read is an error: what is
-/// not known must not be taken for absent.
-pub(super) fn committed(repository: &Repository, stanza: &str) -> Result<Vec<Committed>> {
-    let listed = snapshot::list(repository, stanza).map_err(Error::Repository)?;
-    let read = |snapshot: &Snapshot| read_committed(repository, snapshot).transpose();
-    listed.iter().filter_map(read).collect()
+/// A register that cannot be read.
+pub(super) struct Unreadable {
+    pub(super) label: String,
+    pub(super) error: repository::Error,
+}
+
+/// The backups of a stanza that are not forgotten, oldest first.
+#[derive(Default)]
+pub(super) struct Backups {
+    pub(super) committed: Vec<Committed>,
+    /// What these say is not known: they must not be taken for absent.
+    pub(super) unreadable: Vec<Unreadable>,
+}
+
+/// Reads the registers of a stanza. One that is damaged does not hide the others.
+pub(super) fn backups(repository: &Repository, stanza: &str) -> Result<Backups> {
+    let mut backups = Backups::default();
+    for snapshot in snapshot::list(repository, stanza).map_err(Error::Repository)? {
+        match read_committed(repository, &snapshot) {
+            Ok(found) => backups.committed.extend(found),
+            Err(Error::BackupUnreadable { label, source }) => {
+                let error = source;
+                backups.unreadable.push(Unreadable { label, error });
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(backups)
 }
 
 /// The newest committed backup, not forgotten, of those `listed` (oldest first) that `wanted` picks by its label and
-/// `fits` by its manifest. Only what may be the answer is read: there may be thousands.
+/// `fits` by its manifest. Only what may be the answer is read: there may be thousands. What one means that cannot be read
+/// is for `unreadable` to say: it passes it over, or gives its error back.
 pub(super) fn newest(
     repository: &Repository,
     listed: &[Snapshot],
     wanted: impl Fn(&str) -> bool,
     fits: impl Fn(&Manifest) -> bool,
+    mut unreadable: impl FnMut(Error) -> Result<()>,
 ) -> Result<Option<Committed>> {
     for snapshot in listed.iter().rev().filter(|listed| wanted(&listed.label)) {
-        let read = read_committed(repository, snapshot)?;
+        let read = match read_committed(repository, snapshot) {
+            Err(error @ Error::BackupUnreadable { .. }) => {
+                unreadable(error)?;
+                None
+            }
+            read => read?,
+        };
         if let Some(found) = read.filter(|found| fits(&found.manifest)) {
             return Ok(Some(found));
         }
@@ -49,12 +82,17 @@ fn read_committed(repository: &Repository, snapshot: &Snapshot) -> Result<Option
     if snapshot.forgotten {
         return Ok(None);
     }
-    match snapshot::read(repository, snapshot).map_err(Error::Repository)? {
-        Register::Committed(manifest) => Ok(Some(Committed {
+    match snapshot::read(repository, snapshot) {
+        Ok(Register::Committed(manifest)) => Ok(Some(Committed {
             snapshot: snapshot.clone(),
             manifest: *manifest,
         })),
-        Register::Fenced => Ok(None),
+        Ok(Register::Fenced) => Ok(None),
+        Err(source @ repository::Error::Record { .. }) => Err(Error::BackupUnreadable {
+            label: snapshot.label.clone(),
+            source,
+        }),
+        Err(error) => Err(Error::Repository(error)),
     }
 }
 
@@ -67,14 +105,25 @@ pub(super) struct Chosen {
 }
 
 /// Chooses type and prior, and the full that a diff or incr is filed under: without a full of this cluster to build on,
-/// every backup is a full.
+/// every backup is a full. A backup that cannot be read is told and not built on.
 pub(super) fn choose(
     repository: &Repository,
     wanted: BackupType,
     listed: &[Snapshot],
     same_cluster: impl Fn(&Manifest) -> bool,
+    monitor: &dyn Monitor,
 ) -> Result<(BackupType, Option<Committed>, Option<String>)> {
-    let newest_of = |kind: fn(&str) -> bool| newest(repository, listed, kind, &same_cluster);
+    let mut told = BTreeSet::new();
+    let mut newest_of = |kind: fn(&str) -> bool| {
+        newest(repository, listed, kind, &same_cluster, |unreadable| {
+            let message = with_causes(&unreadable);
+            if told.insert(message.clone()) {
+                let object = format!("stanza {}", stanza_of(listed));
+                monitor.problem(&Problem { object, message });
+            }
+            Ok(())
+        })
+    };
     let prior = newest_of(|_| true)?;
     if wanted == BackupType::Full {
         return Ok((wanted, prior, None));
@@ -94,6 +143,10 @@ pub(super) fn choose(
         prior
     };
     Ok((wanted, prior, Some(label)))
+}
+
+fn stanza_of(listed: &[Snapshot]) -> &str {
+    listed.first().map_or("", |snapshot| &snapshot.stanza)
 }
 
 /// The label of a backup that begins at `stamp` (`YYYYMMDD-HHMMSS`); `full` is what a diff or incr is filed under.

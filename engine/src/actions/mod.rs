@@ -36,7 +36,7 @@ mod wal_needed;
 pub use archive::{ArchiveOptions, Got, Pushed, archive_get, archive_push};
 pub use backup::{BackupOptions, BackupSummary, backup};
 pub use error::{Error, ErrorKind, Result};
-pub use info::{EpochInfo, StanzaInfo, info};
+pub use info::{EpochInfo, StanzaInfo, UnreadableBackup, info};
 pub use open::{StorageLocation, create_storage, open_repository, open_storage};
 pub use pages::PageVerdict;
 pub use reindex::{

@@ -1,6 +1,6 @@
 //! Reading a snapshot's tree: nodes by id, entries in path order.
 //!
-//! Promises: every node is checked against its id; memory is one node for each level and a few read-ahead windows,
+//! Promises: every node is checked against its id, and a damaged copy is passed over for another one; memory is one node for each level and a few read-ahead windows,
 //! whatever the size of the tree; a cursor can skip to a path without reading the nodes before it.
 
 use std::cmp::Ordering;
@@ -18,6 +18,7 @@ use crate::repository::tree::{
     Child, Content, Entry, Node, TreeError, compare_paths, decode_extent_node, decode_node,
 };
 use crate::repository::{Repository, packs};
+use crate::storage::ErrorKind;
 
 /// Nodes lie side by side in the order in which a walk needs them: what is read at once.
 const WINDOW_BYTES: u64 = 256 << 10;
@@ -86,14 +87,65 @@ impl<'a> NodeReader<'a> {
         id: ChunkId,
         decode: impl FnOnce(&[u8]) -> std::result::Result<T, TreeError>,
     ) -> Result<T> {
-        let location = self.locate(id)?;
         let mut state = self
             .state
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         let state = &mut *state;
+        let mut location = self.locate(id)?;
+        let mut damage = None;
+        while let Some(copy) = location.filter(|copy| copy.kind == BlobKind::Node) {
+            let mut read = self.read(state, id, &copy);
+            if read.is_err() {
+                // Read once more: what was wrong may have been the way and not the place.
+                state.windows.retain(|window| window.pack != copy.pack);
+                read = self.read(state, id, &copy);
+            }
+            match read {
+                Ok(()) => {
+                    return decode(&state.node).map_err(|source| Error::TreeDamaged {
+                        node: id,
+                        label: self.label.clone(),
+                        source,
+                    });
+                }
+                Err(error) if error.is_damage() || is_gone(&error) => {
+                    location = self.another(id, copy.pack, &error)?;
+                    damage = Some(Box::new(error));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(Error::ChunkLost {
+            chunk: id,
+            needed_by: format!("the tree of backup {}", self.label),
+            source: damage,
+        })
+    }
+
+    fn locate(&self, id: ChunkId) -> Result<Option<Location>> {
+        let mut found = Vec::with_capacity(1);
+        match self.locator {
+            Some(locator) => locator.locate(&[id], &mut found)?,
+            None => self.index.lookup(&[id], &mut found).map_err(Error::Index)?,
+        }
+        Ok(found.pop().flatten())
+    }
+
+    /// Another copy than the one in `pack`. From here on the index does not answer with that one, so that a backup that
+    /// makes the same node stores it again.
+    fn another(&self, id: ChunkId, pack: PackId, damage: &Error) -> Result<Option<Location>> {
+        if let Some(locator) = self.locator {
+            return locator.another(id, pack, damage);
+        }
+        self.index.quarantine(id, pack);
+        self.locate(id)
+    }
+
+    /// Reads one copy of a node into the state.
+    fn read(&self, state: &mut State, id: ChunkId, location: &Location) -> Result<()> {
         let length = FRAME_BYTES as u64 + u64::from(location.stored_bytes);
-        let at = self.window(&mut state.windows, &location, length)?;
+        let at = self.window(&mut state.windows, location, length)?;
         let window = &state.windows[at];
         let from =
             usize::try_from(u64::from(location.offset) - window.offset).unwrap_or(usize::MAX);
@@ -101,44 +153,20 @@ impl<'a> NodeReader<'a> {
             .bytes
             .get(from..)
             .and_then(|rest| rest.get(..usize::try_from(length).ok()?));
-        let frame = frame.ok_or_else(|| self.lost(id))?;
         state
             .opener
-            .open(&state.namer, &id, &location, frame, &mut state.node)
-            .map_err(|source| {
-                let key = layout::pack(PackClass::Meta, location.pack).to_string();
-                Error::CopyDamaged {
-                    key,
-                    offset: location.offset,
-                    source,
-                }
-            })?;
-        decode(&state.node).map_err(|source| Error::TreeDamaged {
-            node: id,
-            label: self.label.clone(),
-            source,
-        })
-    }
-
-    fn locate(&self, id: ChunkId) -> Result<Location> {
-        let mut found = Vec::with_capacity(1);
-        match self.locator {
-            Some(locator) => locator.locate(&[id], &mut found)?,
-            None => self.index.lookup(&[id], &mut found).map_err(Error::Index)?,
-        }
-        let location = found
-            .pop()
-            .flatten()
-            .filter(|location| location.kind == BlobKind::Node);
-        location.ok_or_else(|| self.lost(id))
-    }
-
-    fn lost(&self, id: ChunkId) -> Error {
-        Error::ChunkLost {
-            chunk: id,
-            needed_by: format!("the tree of backup {}", self.label),
-            source: None,
-        }
+            .open(
+                &state.namer,
+                &id,
+                location,
+                frame.unwrap_or_default(),
+                &mut state.node,
+            )
+            .map_err(|source| Error::CopyDamaged {
+                key: layout::pack(PackClass::Meta, location.pack).to_string(),
+                offset: location.offset,
+                source,
+            })
     }
 
     /// The place in `windows` of one that holds `length` bytes from the location on; reads it if need be.
@@ -212,6 +240,14 @@ impl<'a> NodeReader<'a> {
         }
         Ok((picked.begin.unwrap_or(picked.at), picked.extents))
     }
+}
+
+/// Whether a pack is missing or shorter than it should be.
+fn is_gone(error: &Error) -> bool {
+    let Error::Repository(error) = error else {
+        return false;
+    };
+    error.is_not_found() || error.storage_kind() == Some(ErrorKind::Truncated)
 }
 
 struct Picked {

@@ -8,12 +8,13 @@
 use std::sync::Arc;
 
 use crate::actions::copy::{BATCH_BYTES, BATCH_FILES, Job, SMALL_FILE, SourceFile, Work};
-use crate::actions::error::{Error, Result};
+use crate::actions::error::{Error, Result, with_causes};
 use crate::actions::nodes::{NodeReader, TreeCursor};
 use crate::actions::pipeline::Outlet;
 use crate::actions::stat_record::{Stat, StatReader};
 use crate::cluster::data_dir::{Source, SourceKind, Walk};
 use crate::ids::ChunkId;
+use crate::monitor::{Monitor, Problem};
 use crate::repository::tree::{Entry, EntryKind, SUSPECT};
 
 /// Planned entries that may wait for a batch to fill.
@@ -50,12 +51,30 @@ pub(super) struct Basis<'a> {
     pub(super) stat: Option<StatReader>,
     /// When that backup started.
     pub(super) start_ms: i64,
+    /// Its label.
+    pub(super) label: &'a str,
+    /// Is told what of its tree is damaged.
+    pub(super) monitor: &'a dyn Monitor,
+}
+
+impl Basis<'_> {
+    /// What of the tree cannot be read is not known of the snapshot, and costs this backup time alone.
+    fn tell(&self, damage: &Error) {
+        self.monitor.problem(&Problem {
+            object: format!("backup {}", self.label),
+            message: format!(
+                "cannot be restored, its tree is damaged: {}; the files concerned are read",
+                with_causes(damage)
+            ),
+        });
+    }
 }
 
 /// Makes the plan and its jobs.
 pub(super) struct Planner<'q, 'a> {
     plan: &'q Outlet<Planned>,
     jobs: &'q Outlet<Job>,
+    basis: Option<Basis<'a>>,
     cursor: Option<TreeCursor<'a, 'a>>,
     stat: Option<StatReader>,
     unread_before_ns: i64,
@@ -71,20 +90,25 @@ impl<'q, 'a> Planner<'q, 'a> {
     pub(super) fn new(
         plan: &'q Outlet<Planned>,
         jobs: &'q Outlet<Job>,
-        basis: Option<Basis<'a>>,
+        mut basis: Option<Basis<'a>>,
         region_bytes: u32,
     ) -> Result<Self> {
-        let (cursor, stat, start_ms) = match basis {
-            Some(basis) => (
-                Some(TreeCursor::new(basis.nodes, basis.root)?),
-                basis.stat,
-                basis.start_ms,
-            ),
-            None => (None, None, 0),
+        let cursor = match &basis {
+            Some(basis) => match TreeCursor::new(basis.nodes, basis.root) {
+                Err(damage) if damage.is_damage() => {
+                    basis.tell(&damage);
+                    None
+                }
+                cursor => Some(cursor?),
+            },
+            None => None,
         };
+        let stat = basis.as_mut().and_then(|basis| basis.stat.take());
+        let start_ms = basis.as_ref().map_or(0, |basis| basis.start_ms);
         Ok(Planner {
             plan,
             jobs,
+            basis,
             cursor,
             stat,
             unread_before_ns: start_ms.saturating_mul(1_000_000).saturating_sub(TICK_NS),
@@ -109,12 +133,7 @@ impl<'q, 'a> Planner<'q, 'a> {
     }
 
     fn file(&mut self, source: Source) -> Result<()> {
-        let prior = match &mut self.cursor {
-            Some(cursor) => cursor
-                .seek(&source.path)?
-                .filter(|entry| entry.kind == EntryKind::File),
-            None => None,
-        };
+        let prior = self.prior(&source.path)?;
         let unchanged =
             self.stat.as_mut().and_then(|stat| stat.seek(&source.path)) == Some(Stat::of(&source));
         match prior {
@@ -130,6 +149,19 @@ impl<'q, 'a> Planner<'q, 'a> {
                 source,
                 prior: prior.map(|entry| (entry.bytes, entry.content)),
             }),
+        }
+    }
+
+    /// The file at `path` in the snapshot. A damaged node hides the files below it, and no others.
+    fn prior(&mut self, path: &[u8]) -> Result<Option<Entry>> {
+        let (Some(cursor), Some(basis)) = (&mut self.cursor, &self.basis) else {
+            return Ok(None);
+        };
+        loop {
+            match cursor.seek(path) {
+                Err(damage) if damage.is_damage() => basis.tell(&damage),
+                found => return Ok(found?.filter(|entry| entry.kind == EntryKind::File)),
+            }
         }
     }
 

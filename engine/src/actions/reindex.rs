@@ -89,27 +89,36 @@ pub fn verify_index(
     monitor: &dyn Monitor,
 ) -> Result<IndexVerified> {
     let host = (options.host.as_str(), options.now_ms);
-    present(repository, Role::Verify, host, monitor, |session| {
-        let known = bring_up_to_date(session, &options.cache, Scope::All)?;
-        let scratch = Scratch::new(&options.cache, session.run)?;
-        let findings = Findings::new(monitor);
-        let mut verified = IndexVerified {
-            packs: known.listed.len() as u64,
-            ..IndexVerified::default()
-        };
-        check_packs(session, &known, &findings, &mut verified);
-        let place = repository.storage.describe();
-        let stated = ChunkIndex::create(&scratch.0, repository.id, &place).map_err(Error::Index)?;
-        for key in segment_keys(repository, Scope::All)? {
-            verified.segments += 1;
-            if let Some(segment) = read(repository, &key, &findings)? {
-                stated.apply(&key, &segment).map_err(Error::Index)?;
+    present(
+        repository,
+        Role::Verify,
+        &options.cache,
+        host,
+        monitor,
+        |session| {
+            // What is damaged or missing is found, and told, below.
+            let known = bring_up_to_date(session, &options.cache, Scope::All, &mut |_, _| {})?;
+            let scratch = Scratch::new(&options.cache, session.run)?;
+            let findings = Findings::new(monitor);
+            let mut verified = IndexVerified {
+                packs: known.listed.len() as u64,
+                ..IndexVerified::default()
+            };
+            check_packs(session, &known, &findings, &mut verified);
+            let place = repository.storage.describe();
+            let stated =
+                ChunkIndex::create(&scratch.0, repository.id, &place).map_err(Error::Index)?;
+            for key in segment_keys(repository, Scope::All)? {
+                verified.segments += 1;
+                if let Some(segment) = read(repository, &key, &findings)? {
+                    stated.apply(&key, &segment).map_err(Error::Index)?;
+                }
             }
-        }
-        compare(session, &known.index, &stated, &findings, &mut verified)?;
-        verified.problems = findings.count();
-        Ok(verified)
-    })
+            compare(session, &known.index, &stated, &findings, &mut verified)?;
+            verified.problems = findings.count();
+            Ok(verified)
+        },
+    )
 }
 
 /// Makes the local index anew from the repository alone: every pack's footer is read and held against the segment that
@@ -121,37 +130,44 @@ pub fn rebuild_index(
     monitor: &dyn Monitor,
 ) -> Result<IndexRebuilt> {
     let host = (options.host.as_str(), options.now_ms);
-    present(repository, Role::Rebuild, host, monitor, |session| {
-        let place = repository.storage.describe();
-        let index =
-            ChunkIndex::create(&options.cache, repository.id, &place).map_err(Error::Index)?;
-        let findings = Findings::new(monitor);
-        let mut footers = Footers::list(session, &findings)?;
-        let mut rebuilt = IndexRebuilt {
-            directory: index.stats().directory,
-            ..IndexRebuilt::default()
-        };
-        for key in segment_keys(repository, Scope::All)? {
-            let Some(segment) = read(repository, &key, &findings)? else {
-                continue;
+    present(
+        repository,
+        Role::Rebuild,
+        &options.cache,
+        host,
+        monitor,
+        |session| {
+            let place = repository.storage.describe();
+            let index =
+                ChunkIndex::create(&options.cache, repository.id, &place).map_err(Error::Index)?;
+            let findings = Findings::new(monitor);
+            let mut footers = Footers::list(session, &findings)?;
+            let mut rebuilt = IndexRebuilt {
+                directory: index.stats().directory,
+                ..IndexRebuilt::default()
             };
-            let checked = footers.check(&key, segment)?;
-            index.apply(&key, &checked).map_err(Error::Index)?;
-            rebuilt.segments += 1;
-        }
-        let rest = footers.rest()?;
-        rebuilt.unindexed = rest.len() as u64;
-        if publish {
-            rebuilt.published = put_all(session, &index, rest)?;
-        }
-        rebuilt.packs = footers.read;
-        rebuilt.problems = findings.count();
-        index
-            .bind_gc((session.gc.newest, session.gc.checksum))
-            .and_then(|()| index.flush())
-            .map_err(Error::Index)?;
-        Ok(rebuilt)
-    })
+            for key in segment_keys(repository, Scope::All)? {
+                let Some(segment) = read(repository, &key, &findings)? else {
+                    continue;
+                };
+                let checked = footers.check(&key, segment)?;
+                index.apply(&key, &checked).map_err(Error::Index)?;
+                rebuilt.segments += 1;
+            }
+            let rest = footers.rest()?;
+            rebuilt.unindexed = rest.len() as u64;
+            if publish {
+                rebuilt.published = put_all(session, &index, rest)?;
+            }
+            rebuilt.packs = footers.read;
+            rebuilt.problems = findings.count();
+            index
+                .bind_gc((session.gc.newest, session.gc.checksum))
+                .and_then(|()| index.flush())
+                .map_err(Error::Index)?;
+            Ok(rebuilt)
+        },
+    )
 }
 
 /// A segment; `None` if it is damaged, which is told, or gone since it was listed.

@@ -6,16 +6,16 @@
 //! goes last. Promises: a restore that is killed anywhere is recognised by its marker and can be run again.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crate::actions::error::{Error, Result};
+use crate::actions::error::{Error, Result, with_causes};
 use crate::actions::fetch::Locator;
 use crate::actions::fill::Filler;
 use crate::actions::label::{Committed, newest};
 use crate::actions::nodes::{NodeReader, TreeCursor};
-use crate::actions::pipeline::{beside, run_jobs};
+use crate::actions::pipeline::run_jobs;
 use crate::actions::places::{Places, place_links};
-use crate::actions::session::{BEAT_SECONDS, Session, announce};
+use crate::actions::session::{Session, present};
 use crate::actions::stanza::epochs_of;
 use crate::actions::target::{self, MARKER, Marker};
 use crate::actions::unfold::Unfolder;
@@ -105,17 +105,22 @@ pub fn restore(
 ) -> Result<RestoreSummary> {
     let begun = Instant::now();
     monitor.stage(Stage::Prepare, 0, 0);
-    epochs_of(repository, &options.stanza)?;
+    // All that a restore needs is in the backup itself: a damaged record of the stanza does not stop it.
+    match epochs_of(repository, &options.stanza) {
+        Err(Error::Repository(damage)) if damage.is_damage() => monitor.problem(&Problem {
+            object: format!("stanza {}", options.stanza),
+            message: with_causes(&damage),
+        }),
+        epochs => drop(epochs?),
+    }
     let (cache, host) = (&options.cache, &options.host);
-    let mut session = announce(repository, Role::Restore, cache, host, options.now_ms)?;
-    let outcome = session.read_gc().and_then(|()| {
-        let session = &session;
-        let mut beats = 1;
-        let beat = move || {
-            beats += 1;
-            session.beat(beats)
-        };
-        beside(Duration::from_secs(BEAT_SECONDS), beat, || {
+    present(
+        repository,
+        Role::Restore,
+        cache,
+        (host, options.now_ms),
+        monitor,
+        |session| {
             let chosen = choose(repository, options)?;
             Restore {
                 repository,
@@ -127,17 +132,8 @@ pub fn restore(
                 begun,
             }
             .run()
-        })
-    });
-    let withdrawn = session.withdraw();
-    let summary = outcome?;
-    if let Err(error) = withdrawn {
-        monitor.problem(&Problem {
-            object: summary.label.clone(),
-            message: format!("announcement stays: {error}"),
-        });
-    }
-    Ok(summary)
+        },
+    )
 }
 
 /// The backup that was asked for.
@@ -145,7 +141,8 @@ fn choose(repository: &Repository, options: &RestoreOptions) -> Result<Committed
     let stanza = &options.stanza;
     let listed = snapshot::list(repository, stanza).map_err(Error::Repository)?;
     let wanted = |label: &str| options.set.as_ref().is_none_or(|set| set == label);
-    let found = newest(repository, &listed, wanted, |_| true)?;
+    // Which backup is the newest must not depend on what can be read.
+    let found = newest(repository, &listed, wanted, |_| true, Err)?;
     found.ok_or_else(|| {
         Error::BackupNotFound(match &options.set {
             None => format!("stanza {stanza} has none"),
@@ -177,12 +174,13 @@ impl Restore<'_> {
         let marker = Marker::of(self.repository.id, manifest);
         let state = target::inspect(&self.options.pgdata, self.options, &marker)?;
         state.notes.iter().for_each(|note| self.monitor.note(note));
-        let locator = Locator::new(self.session, &self.options.cache, &self.options.stanza)?;
+        let mut note = |object, message| self.monitor.problem(&Problem { object, message });
+        let (cache, stanza) = (&self.options.cache, &self.options.stanza);
+        let locator = Locator::new(self.session, cache, stanza, &mut note)?;
         let nodes = NodeReader::new(self.repository, &locator.known.index, &manifest.label)?
             .with_locator(&locator);
-        let survey = survey(&nodes, manifest)?;
+        let survey = survey(&nodes, manifest).map_err(|error| self.named(error, false))?;
         let mut places = Places::new(&self.options.pgdata)?;
-        let mut note = |object, message| self.monitor.problem(&Problem { object, message });
         place_links(
             &mut places,
             &survey.links,
@@ -191,22 +189,19 @@ impl Restore<'_> {
             &mut note,
         )?;
         // Nothing is refused from here on.
-        target::claim(&self.options.pgdata, &marker)?;
+        target::claim(&places, &marker)?;
         self.monitor
             .stage(Stage::Restore, survey.bytes, survey.files);
-        let removed = self.fill(&places, &nodes, &locator)?;
+        let removed = self
+            .fill(&places, &nodes, &locator)
+            .map_err(|error| self.named(error, true))?;
         self.write_label(&places)?;
         self.write_recovery(&places)?;
         self.monitor.stage(Stage::Sync, 0, 0);
         let syncing = Instant::now();
         target::sync(places.paths())?;
         let control = self.control_bytes()?;
-        target::release(
-            &self.options.pgdata,
-            &places,
-            &control,
-            manifest.pg_control_mode,
-        )?;
+        target::release(&places, &control, manifest.pg_control_mode)?;
         Ok(RestoreSummary {
             label: manifest.label.clone(),
             files: survey.files,
@@ -218,6 +213,18 @@ impl Restore<'_> {
             seconds: self.begun.elapsed().as_secs_f64(),
             sync_seconds: syncing.elapsed().as_secs_f64(),
         })
+    }
+
+    /// Damage of the backup, told as what it means.
+    fn named(&self, error: Error, begun: bool) -> Error {
+        if !error.is_damage() {
+            return error;
+        }
+        Error::NotRestorable {
+            label: self.chosen.manifest.label.clone(),
+            begun,
+            source: Box::new(error),
+        }
     }
 
     fn fill(&self, places: &Places, nodes: &NodeReader<'_>, locator: &Locator<'_>) -> Result<u64> {

@@ -8,12 +8,13 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::actions::error::{Error, Result};
+use crate::actions::error::{Error, Result, with_causes};
 use crate::actions::pipeline::beside;
 use crate::actions::run_lock::{self, RunLock};
 use crate::ids::{ChunkId, PackId, RunId};
 use crate::monitor::{Monitor, Problem};
 use crate::repository::gc_log::{self, GcState};
+use crate::repository::quarantine::Finding;
 use crate::repository::run::{self, Announcement, Role};
 use crate::repository::{Repository, quarantine};
 
@@ -28,6 +29,10 @@ pub(super) struct Session<'a> {
     pub(super) role: Role,
     /// The run's id.
     pub(super) run: RunId,
+    /// This host's name.
+    host: String,
+    /// When it began, in milliseconds since 1970.
+    now_ms: i64,
     /// The gc log as it was read after the announcement.
     pub(super) gc: GcState,
     lock: RunLock,
@@ -56,6 +61,8 @@ pub(super) fn announce<'a>(
         repository,
         role,
         run,
+        host: host.to_owned(),
+        now_ms,
         gc: GcState::default(),
         lock,
     };
@@ -72,12 +79,23 @@ pub(super) fn announce<'a>(
 pub(super) fn present<T>(
     repository: &Repository,
     role: Role,
+    cache: &Path,
     (host, now_ms): (&str, i64),
     monitor: &dyn Monitor,
     body: impl FnOnce(&Session<'_>) -> Result<T>,
 ) -> Result<T> {
-    let mut session = announce(repository, role, host, now_ms)?;
-    let outcome = session.read_gc().and_then(|()| {
+    let mut session = announce(repository, role, cache, host, now_ms)?;
+    let read = match session.read_gc() {
+        // What a kept backup needs was never swept, and a restore adds nothing that others could lose.
+        Err(Error::Repository(damage)) if session.role == Role::Restore && damage.is_damage() => {
+            let object = repository.storage.describe();
+            let message = with_causes(&damage);
+            monitor.problem(&Problem { object, message });
+            Ok(())
+        }
+        read => read,
+    };
+    let outcome = read.and_then(|()| {
         let session = &session;
         let mut beats = 1;
         let beat = move || {
@@ -112,6 +130,17 @@ impl Session<'_> {
             Role::Restore | Role::Verify => self.gc.dead.clone(),
             _ => self.gc.condemned.union(&self.gc.dead).copied().collect(),
         }
+    }
+
+    /// Notes for all who come later that a copy was read twice and is damaged: the next backup that has the chunk stores
+    /// it again. It is a help, not a duty: who may not write to the repository restores all the same.
+    pub(super) fn quarantine(&self, chunk: ChunkId, pack: PackId, reason: &str) {
+        let finding = Finding {
+            found_ms: self.now_ms,
+            host: self.host.clone(),
+            reason: reason.to_owned(),
+        };
+        drop(quarantine::put(self.repository, chunk, pack, &finding));
     }
 
     /// Copies of chunks that were found damaged.

@@ -6,14 +6,14 @@
 use std::fs::{self, File};
 use std::io::{ErrorKind as IoKind, Read, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::actions::error::{Error, Result};
 use crate::actions::places::Places;
 use crate::actions::restore::RestoreOptions;
 use crate::cluster::control_file;
 use crate::cluster::owner;
-use crate::cluster::root::{Access, Root};
+use crate::cluster::root::{Access, Kind, Root};
 use crate::cluster::running::refuse_running;
 use crate::ids::RepositoryId;
 use crate::repository::snapshot::Manifest;
@@ -22,7 +22,12 @@ use crate::repository::snapshot::Manifest;
 pub(super) const MARKER: &[u8] = b"pgcairn.restore";
 /// The marker, for paths.
 const MARKER_FILE: &str = "pgcairn.restore";
-/// What `pg_control` is called until it is complete.
+/// What the marker is called until it is complete.
+const MARKER_TEMPORARY: &[u8] = b"pgcairn.restore.tmp";
+/// The folder of the control file.
+const GLOBAL: &[u8] = b"global";
+/// The control file, and what it is called until it is complete.
+const CONTROL: &[u8] = b"global/pg_control";
 const CONTROL_TEMPORARY: &[u8] = b"global/pg_control.pgcairn.tmp";
 
 /// What a restore leaves in its target while it runs.
@@ -149,29 +154,39 @@ fn read_marker(pgdata: &Path) -> Result<Option<Marker>> {
     }
 }
 
-/// Puts the marker down, durably, and then takes `global/pg_control` away, durably.
-pub(super) fn claim(pgdata: &Path, marker: &Marker) -> Result<()> {
-    let path = pgdata.join(MARKER_FILE);
-    let temporary = pgdata.join("pgcairn.restore.tmp");
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        move |source| Error::WriteFile { path, source }
-    };
-    let mut file = File::create(&temporary).map_err(failed(&temporary))?;
-    file.write_all(marker.print().as_bytes())
-        .map_err(failed(&temporary))?;
-    file.sync_all().map_err(failed(&temporary))?;
-    fs::rename(&temporary, &path).map_err(failed(&path))?;
-    sync_directory(pgdata)?;
-    let control = pgdata.join("global/pg_control");
-    match fs::remove_file(&control) {
-        Ok(()) => sync_directory(&pgdata.join("global")),
-        Err(error) if matches!(error.kind(), IoKind::NotFound | IoKind::NotADirectory) => Ok(()),
-        Err(source) => Err(Error::WriteFile {
-            path: control,
-            source,
-        }),
+/// Puts the marker down, durably, and then takes `global/pg_control` away, durably. A link in its way is taken away
+/// itself: what it points to may be another cluster's.
+pub(super) fn claim(places: &Places, marker: &Marker) -> Result<()> {
+    let root = places.data();
+    root.remove(MARKER_TEMPORARY).map_err(Error::Cluster)?;
+    write_file(root, MARKER_TEMPORARY, marker.print().as_bytes(), 0o600)?;
+    root.rename(MARKER_TEMPORARY, MARKER)
+        .and_then(|()| root.sync_dir(b""))
+        .map_err(Error::Cluster)?;
+    let global = root.stat(GLOBAL).map_err(Error::Cluster)?;
+    if global.is_some_and(|global| global.kind == Kind::Link) {
+        root.remove(GLOBAL)
+            .and_then(|()| root.sync_dir(b""))
+            .map_err(Error::Cluster)?;
     }
+    let (control, folder) = (places.resolve(CONTROL), places.resolve(GLOBAL));
+    control
+        .root
+        .remove(&control.relative)
+        .map_err(Error::Cluster)?;
+    let listed = folder.relative.is_empty()
+        || folder
+            .root
+            .stat(&folder.relative)
+            .map_err(Error::Cluster)?
+            .is_some_and(|facts| facts.kind == Kind::Directory);
+    if listed {
+        folder
+            .root
+            .sync_dir(&folder.relative)
+            .map_err(Error::Cluster)?;
+    }
+    Ok(())
 }
 
 /// Makes everything below `paths` durable: whole file systems at once, which costs less than file by file.
@@ -188,18 +203,18 @@ pub(super) fn sync<'a>(paths: impl Iterator<Item = &'a Path>) -> Result<()> {
 }
 
 /// Writes `pg_control`, gives it its name, and removes the marker: from here on the cluster can be started.
-pub(super) fn release(pgdata: &Path, places: &Places, control: &[u8], mode: u32) -> Result<()> {
-    let root = places.data();
-    write_file(root, CONTROL_TEMPORARY, control, mode)?;
-    root.rename(CONTROL_TEMPORARY, b"global/pg_control")
+pub(super) fn release(places: &Places, control: &[u8], mode: u32) -> Result<()> {
+    let (temporary, folder) = (places.resolve(CONTROL_TEMPORARY), places.resolve(GLOBAL));
+    write_file(temporary.root, &temporary.relative, control, mode)?;
+    temporary
+        .root
+        .rename(&temporary.relative, &places.resolve(CONTROL).relative)
+        .and_then(|()| folder.root.sync_dir(&folder.relative))
         .map_err(Error::Cluster)?;
-    sync_directory(&pgdata.join("global"))?;
-    let marker = pgdata.join(MARKER_FILE);
-    fs::remove_file(&marker).map_err(|source| Error::WriteFile {
-        path: marker,
-        source,
-    })?;
-    sync_directory(pgdata)
+    let root = places.data();
+    root.remove(MARKER)
+        .and_then(|()| root.sync_dir(b""))
+        .map_err(Error::Cluster)
 }
 
 /// Writes a small file of the data directory, durably; it belongs to whom the data directory belongs to.
@@ -220,12 +235,4 @@ pub(super) fn write_file(root: &Root, path: &[u8], bytes: &[u8], mode: u32) -> R
         Some(top) if owner::is_root() => root.chown(path, top.uid, top.gid).map_err(Error::Cluster),
         _ => Ok(()),
     }
-}
-
-fn sync_directory(path: &Path) -> Result<()> {
-    let synced = File::open(path).and_then(|directory| directory.sync_all());
-    synced.map_err(|source| Error::WriteFile {
-        path: PathBuf::from(path),
-        source,
-    })
 }

@@ -5,6 +5,7 @@
 //! Promises: nothing outside the places of the restore is touched; memory is one listing for each level.
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -160,7 +161,13 @@ impl<'a> Unfolder<'a> {
         };
         match at.root.stat(&at.relative).map_err(Error::Cluster)? {
             None => Ok(false),
-            Some(found) if found.kind == kind => Ok(true),
+            Some(found) if found.kind == kind => {
+                // Its owner may have taken the right to write it from himself.
+                if kind == Kind::File && found.mode & 0o600 != 0o600 {
+                    at.root.chmod(&at.relative, 0o600).map_err(Error::Cluster)?;
+                }
+                Ok(true)
+            }
             Some(_) => at
                 .root
                 .remove(&at.relative)
@@ -261,10 +268,13 @@ impl<'a> Unfolder<'a> {
             path: at.absolute.clone(),
             source,
         };
-        let file: File = at
-            .root
-            .open_file(&at.relative, Access::Create)
-            .map_err(Error::Cluster)?;
+        let open = || at.root.open_file(&at.relative, Access::Create);
+        let mut file: File = open().map_err(Error::Cluster)?;
+        // Under its other names it may belong to another cluster (`pg_upgrade --link`, `cp -l`): that one stays as it is.
+        if file.metadata().map_err(failed)?.nlink() > 1 {
+            at.root.remove(&at.relative).map_err(Error::Cluster)?;
+            file = open().map_err(Error::Cluster)?;
+        }
         let length = file.metadata().map_err(failed)?.len();
         if length != entry.bytes {
             file.set_len(entry.bytes).map_err(failed)?;

@@ -234,6 +234,18 @@ pub fn open(storage: Arc<dyn Storage>) -> Result<Repository> {
     })
 }
 
+/// What is wrong with `config` and its copy, each of which is enough to open the repository.
+pub fn config_damage(repository: &Repository) -> Result<Vec<(Key, Error)>> {
+    let mut damaged = Vec::new();
+    for key in [layout::config(), layout::config_copy()] {
+        match read_config(repository.storage.as_ref(), &key) {
+            Err(error) if error.is_not_found() || error.is_damage() => damaged.push((key, error)),
+            read => drop(read?),
+        }
+    }
+    Ok(damaged)
+}
+
 /// Puts a record under its key, which must be free.
 pub fn put_record<T: Serialize>(
     repository: &Repository,

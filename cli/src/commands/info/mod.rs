@@ -94,21 +94,37 @@ fn views(settings: &Settings, stanzas: Vec<StanzaInfo>) -> Vec<View> {
     }
     let set = settings.text("set");
     let shown = stanzas.into_iter().map(|mut stanza| {
-        let mut status = if stanza.backups.is_empty() {
+        let mut status = if !stanza.unreadable.is_empty() {
+            Status::Other(unreadable(&stanza))
+        } else if stanza.backups.is_empty() {
             Status::NoBackups
         } else {
             Status::Ok
         };
         if let Some(set) = set {
             stanza.backups.retain(|backup| backup.label == set);
-            if stanza.backups.is_empty() {
-                status = Status::BackupNotFound;
-            }
+            stanza.unreadable.retain(|backup| backup.label == set);
+            status = match (stanza.backups.is_empty(), stanza.unreadable.is_empty()) {
+                (false, _) => Status::Ok,
+                (true, false) => Status::Other(unreadable(&stanza)),
+                (true, true) => Status::BackupNotFound,
+            };
         }
         let name = stanza.name.clone();
         view(settings, &name, status, Some(stanza))
     });
     shown.collect()
+}
+
+/// The backups of which nothing but the label is known, one a line.
+fn unreadable(stanza: &StanzaInfo) -> String {
+    let lines = stanza.unreadable.iter().map(|backup| {
+        format!(
+            "backup {} cannot be restored: {}",
+            backup.label, backup.reason
+        )
+    });
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 fn view(settings: &Settings, name: &str, status: Status, stanza: Option<StanzaInfo>) -> View {

@@ -92,6 +92,7 @@ fn demo(epochs: Vec<EpochInfo>, backups: Vec<Manifest>) -> StanzaInfo {
         name: "demo".to_owned(),
         epochs,
         backups,
+        unreadable: Vec::new(),
         undecided: 0,
     }
 }
