@@ -4,12 +4,18 @@
 //! Whatever the moment: only whole backups are listed, each of them restores, and the next backup builds on what the
 //! ended one had stored.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "what goes wrong in a helper of a test fails the test"
+)]
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use pgcairn_engine::actions::open_repository;
+use pgcairn_engine::actions::{self, open_repository};
 use pgcairn_engine::ids::ChunkId;
 use pgcairn_engine::pack::reader::parse_footer;
 use pgcairn_engine::repository::Repository;
@@ -20,7 +26,9 @@ use pgcairn_tests::crashing::Crashing;
 use pgcairn_tests::faulty::{Faulty, Moment};
 use pgcairn_tests::host::{Host, STANZA};
 use pgcairn_tests::pgdata::{Pgdata, assert_equal, tree};
+use pgcairn_tests::postgres::Server;
 use pgcairn_tests::recording::{Call, Verb};
+use pgcairn_tests::server::Eventful;
 
 /// A relation that fills more than one pack of 32 MiB.
 const LARGE: (&str, usize) = ("base/1/90001", 36 << 7);
@@ -300,8 +308,9 @@ fn a_backup_survives_a_lost_answer_or_leaves_a_fence() {
 #[test]
 fn a_backup_of_which_any_request_fails_is_not_half_there() {
     let (calls, failures) = fail_everywhere(|_| true, Moment::Before);
-    // Taking the announcement back (a listing, two deletions) is not worth failing for.
-    assert_eq!(calls - failures, 3);
+    // Taking the announcement back (a listing, two deletions) is not worth failing for; and where the previous backup's
+    // tree cannot be read, every file is read instead.
+    assert_eq!(calls - failures, 4);
 }
 
 #[test]
@@ -410,4 +419,83 @@ fn one_thread_makes_the_same_packs_and_many_make_the_same_tree() {
     for _ in 0..5 {
         assert_eq!(packs_of(&pgdata, &cache, 4).1, root);
     }
+}
+
+#[test]
+fn a_server_that_dies_during_its_backup_ends_it_and_leaves_a_fence() {
+    let server = Server::running("");
+    let cache = server.make_folder("cache");
+    let host = Host::new(&server.data, &cache);
+    let storage = MemoryStorage::new();
+    let repository = host.stanza_create(Arc::new(storage.clone()));
+
+    let mut dying = Eventful::connect(&server, || server.kill(), || ());
+    let outcome = host.backup_with(&repository, BackupType::Full, Some(&mut dying));
+    assert!(outcome.is_err());
+    assert_eq!((fenced(&repository), count(&storage, "runs/")), (1, 0));
+    assert_eq!(host.listed(&repository), [""; 0]);
+
+    server.start();
+    let stored = chunks(&storage);
+    let mut seen = (String::new(), String::new());
+    let position = || server.value("SELECT pg_current_wal_insert_lsn()");
+    let mut living = Eventful::connect(&server, || seen.0 = position(), || seen.1 = position());
+    let summary = host
+        .backup_with(&repository, BackupType::Incr, Some(&mut living))
+        .unwrap();
+    drop(living);
+    let manifest = summary.manifest;
+    assert!(manifest.start_lsn < seen.0.parse().unwrap());
+    assert!(manifest.stop_lsn >= seen.1.parse().unwrap());
+    assert!(chunks(&storage).is_superset(&stored));
+    assert_eq!(host.listed(&repository), [manifest.label]);
+}
+
+/// A restore whose storage stops before it has fetched anything: what it leaves is a marker.
+fn interrupted_restore(scene: &mut Scene, copy: &Copy) -> PathBuf {
+    let is_data = |call: &Call| call.verb == Verb::GetRange && call.key.starts_with("data/");
+    let repository = open_repository(failing(copy, is_data, 1, Moment::Before)).unwrap();
+    let target = scene.folder("target");
+    copy.host.restore(&repository, &target, None).unwrap_err();
+    assert!(!target.join("global/pg_control").exists());
+    target
+}
+
+#[test]
+fn a_restore_that_was_killed_before_its_marker_was_in_place_can_be_run_again() {
+    let mut scene = small_scene();
+    let copy = scene.copy();
+    let repository = open_repository(Arc::new(copy.storage.clone())).unwrap();
+    let target = scene.folder("target");
+    File::create(target.join("pgcairn.restore.tmp")).unwrap();
+    copy.host.restore(&repository, &target, None).unwrap();
+    assert_equal(scene.backups.values().next().unwrap(), &tree(&target));
+}
+
+#[test]
+fn a_marker_that_outlived_its_restore_gives_no_leave_to_write_over_a_used_cluster() {
+    let mut scene = small_scene();
+    let copy = scene.copy();
+    let repository = open_repository(Arc::new(copy.storage.clone())).unwrap();
+    let target = interrupted_restore(&mut scene, &copy);
+    let marker = target.join("pgcairn.restore");
+    let kept = scene.pgdata.folder().join("marker");
+    fs::copy(&marker, &kept).unwrap();
+    copy.host.restore(&repository, &target, None).unwrap();
+    assert!(!marker.exists());
+
+    // Killed between the last two steps: it may be run again.
+    fs::copy(&kept, &marker).unwrap();
+    copy.host.restore(&repository, &target, None).unwrap();
+    assert!(!marker.exists());
+
+    // The same, but then a server ran: it has written its control file, and tables.
+    fs::copy(&kept, &marker).unwrap();
+    let control = target.join("global/pg_control");
+    let file = File::options().write(true).open(&control).unwrap();
+    file.write_all_at(b"written by a server", 100).unwrap();
+    let used = tree(&target);
+    let error = copy.host.restore(&repository, &target, None).unwrap_err();
+    assert_eq!(error.kind(), actions::ErrorKind::PathNotEmpty, "{error}");
+    assert_equal(&used, &tree(&target));
 }

@@ -6,13 +6,17 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use pgcairn_engine::actions::{self, Got};
+use pgcairn_engine::actions::{self, ErrorKind, Got};
 use pgcairn_engine::ids::RunId;
 use pgcairn_engine::monitor::NoMonitor;
 use pgcairn_engine::repository::run::{self, Announcement, Role};
 use pgcairn_engine::repository::snapshot::BackupType;
-use pgcairn_tests::damage::{Answer, Damage, STANZA, Site, Told, chain};
+use pgcairn_engine::storage::local::LocalStorage;
+use pgcairn_engine::storage::{self, Key, Object, Storage};
+use pgcairn_tests::damage::{Answer, Damage, STANZA, Site, Told, chain, flip};
 use pgcairn_tests::small_cluster::{copy, differences};
 
 /// A site with a full and an incr, of clusters that differ by one file, and with two of every kind of object.
@@ -294,4 +298,146 @@ fn a_damaged_wal_object_is_never_the_end_of_the_wal() {
     wal segment swapped   | 2+0     | Damaged       Damaged      | ok             ok            | ok            ok           | ok             ok
     wal segment garbage   | 2+0     | Fetched       Fetched      | ok             ok            | ok            ok           | ok             ok
     ");
+}
+
+#[test]
+fn a_stanza_record_that_is_lost_is_made_again_and_its_backups_are_back() {
+    let matrix = Matrix::new();
+    fs::remove_file(&matrix.objects("stanza")[0]).unwrap();
+    assert!(matrix.restore(&matrix.incr, "as in incr").is_err());
+    matrix.site.stanza_create(STANZA).unwrap();
+    matrix.restore(&matrix.full, "as in full").unwrap();
+    assert_eq!(matrix.get(&matrix.segments[0]).unwrap(), Got::Fetched);
+}
+
+#[test]
+fn a_damaged_config_is_told_and_written_again_from_its_copy() {
+    for key in ["config", "config.copy"] {
+        let mut site = Site::new();
+        flip(&site.object(key), 60);
+        let told = Told::default();
+        site.backup(BackupType::Full, &told).unwrap();
+        assert_eq!(
+            told.problems(),
+            [format!(
+                "{key}: record {key} cannot be used: checksum does not match: remove it if it is there, then stanza-create \
+                 writes it again from the other copy"
+            )]
+        );
+        fs::remove_file(site.object(key)).unwrap();
+        site.stanza_create(STANZA).unwrap();
+        let told = Told::default();
+        site.backup(BackupType::Full, &told).unwrap();
+        assert_eq!(told.problems(), [""; 0]);
+    }
+}
+
+#[test]
+fn a_backup_repairs_the_tree_of_the_one_before_when_it_meets_the_damage() {
+    let mut site = Site::new();
+    let first = site.backup(BackupType::Full, &NoMonitor).unwrap().manifest;
+    let pack = site.keys("meta/").remove(0);
+    let bytes = fs::metadata(site.object(&pack)).unwrap().len();
+    // Any node may be hit: each is met, because each is compared with.
+    site.keep();
+    for at in (50..bytes - 1000).step_by(1500) {
+        site.reset(true);
+        flip(&site.object(&pack), usize::try_from(at).unwrap());
+        let told = Told::default();
+        let second = site.backup(BackupType::Full, &told).unwrap().manifest;
+        assert!(
+            told.problems().iter().any(|told| told.contains(&pack)),
+            "{:?}",
+            told.problems()
+        );
+        for label in [&first.label, &second.label] {
+            let target = site.beside("target");
+            let options = site.restore_options(Some(label), &target);
+            site.restore(&options, &NoMonitor).unwrap();
+            assert_eq!(differences(&site.cluster.data, &target), [""; 0]);
+        }
+    }
+}
+
+/// A storage in a directory that is taken away before a chosen call.
+struct Unmounting {
+    inner: LocalStorage,
+    directory: PathBuf,
+    calls_left: AtomicU64,
+}
+
+impl Unmounting {
+    fn new(directory: &Path, calls: u64) -> Self {
+        Unmounting {
+            inner: LocalStorage::open(directory).unwrap(),
+            directory: directory.to_owned(),
+            calls_left: AtomicU64::new(calls),
+        }
+    }
+
+    fn call(&self) -> &LocalStorage {
+        if self.calls_left.fetch_sub(1, Ordering::SeqCst) == 1 {
+            fs::rename(&self.directory, self.directory.with_extension("away")).unwrap();
+        }
+        &self.inner
+    }
+}
+
+impl Storage for Unmounting {
+    fn put(&self, key: &Key, body: &[u8]) -> storage::Result<()> {
+        self.call().put(key, body)
+    }
+    fn get(&self, key: &Key) -> storage::Result<Vec<u8>> {
+        self.call().get(key)
+    }
+    fn get_range(&self, key: &Key, offset: u64, buffer: &mut [u8]) -> storage::Result<()> {
+        self.call().get_range(key, offset, buffer)
+    }
+    fn list(
+        &self,
+        prefix: &str,
+        start_after: Option<&str>,
+        limit: usize,
+    ) -> storage::Result<Vec<Object>> {
+        self.call().list(prefix, start_after, limit)
+    }
+    fn delete(&self, key: &Key) -> storage::Result<()> {
+        self.call().delete(key)
+    }
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
+}
+
+#[test]
+fn a_repository_that_goes_away_under_archive_get_is_never_the_end_of_the_wal() {
+    let site = Site::new();
+    site.push_two_segments();
+    let path = site.repository_path();
+    let next = "000000010000000000000003";
+    let mut calls = 0;
+    loop {
+        calls += 1;
+        let storage = Arc::new(Unmounting::new(&path, calls));
+        let got = actions::open_repository(storage).and_then(|repository| {
+            actions::archive_get(
+                &repository,
+                &site.archive_options(),
+                next,
+                &site.beside("got"),
+            )
+        });
+        if path.exists() {
+            // It was not taken away, because there were not so many calls.
+            assert_eq!(got.unwrap(), Got::NotThere);
+            break;
+        }
+        assert_eq!(
+            got.unwrap_err().kind(),
+            ErrorKind::StorageUnreachable,
+            "before call {calls}"
+        );
+        fs::rename(path.with_extension("away"), &path).unwrap();
+    }
+    assert!(calls > 4, "{calls}");
 }

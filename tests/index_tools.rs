@@ -1,6 +1,12 @@
 //! The chunk index as a thing of its own: `pgcairn-index`, and what backup and restore do when the index, the segments
 //! or the gc log are not as usual. All on copies of a golden repository.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "what goes wrong here fails the test"
+)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;

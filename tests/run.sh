@@ -12,10 +12,11 @@ source tests/setup.sh
 
 say "what the build and the tests need"
 setup
-# The oldest and the newest supported server, beside the system's own.
-extra_postgres 13
-extra_postgres 18
-echo "$(cargo --version), PostgreSQL 13, $(system_postgres) and 18; builds are kept in $CARGO_TARGET_DIR"
+# Every supported server.
+for major in 13 14 15 16 17 18; do
+    extra_postgres "$major"
+done
+echo "$(cargo --version), PostgreSQL 13 to 18 (the system's is $(system_postgres)); builds are kept in $CARGO_TARGET_DIR"
 
 # Short, because the path of a server's socket may have no more than 107 bytes.
 work=$(mktemp -d /tmp/pgcairn.XXXXXX)

@@ -1,13 +1,23 @@
 //! All tests that need more than one module, a process or a server: one program, so that it is linked once.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "what goes wrong in a helper fails the test that called it"
+)]
+
+mod archive;
+mod calls;
+mod check;
 mod crash;
 mod damage;
 mod delta;
 mod formats;
 mod harness;
 mod index_tools;
+mod kill;
 mod layering;
 mod pages;
+mod pitr;
 mod postgres;
 mod postgres_files;
 mod postgres_refusals;

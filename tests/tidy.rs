@@ -175,6 +175,52 @@ fn documents_name_only_files_that_exist() {
     }
 }
 
+/// The places where a document says that a function lies in a file: "`name` in `file.rs`".
+fn named_functions(document: &str) -> Vec<(String, String)> {
+    let text: Vec<&str> = document.split_whitespace().collect();
+    let text = text.join(" ");
+    let pieces: Vec<&str> = text.split('`').collect();
+    let is_name = |name: &str| {
+        name.bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"_:".contains(&b))
+    };
+    let quoted = pieces.iter().enumerate().skip(1).step_by(2);
+    let in_file = quoted.filter_map(|(at, name)| {
+        let file = pieces.get(at + 2)?;
+        let is_rust = Path::new(file)
+            .extension()
+            .is_some_and(|ending| ending == "rs");
+        let named = pieces[at + 1] == " in " && is_rust && is_name(name);
+        named.then(|| ((*name).to_owned(), (*file).to_owned()))
+    });
+    in_file.collect()
+}
+
+#[test]
+fn documents_find_functions_where_they_say() {
+    let sources = source::rust_files(&source::root());
+    let is_document =
+        |path: &&std::path::PathBuf| path.extension().is_some_and(|extension| extension == "md");
+    let mut found = 0;
+    for document in source::files(&source::root()).iter().filter(is_document) {
+        for (name, file) in named_functions(&source::read(document)) {
+            let function = name.rsplit("::").next().unwrap_or(&name).to_owned();
+            let has = |path: &&std::path::PathBuf| {
+                let code = source::code(&source::read(path));
+                source::name(path).ends_with(&file)
+                    && source::words(&code, &function).any(|at| code[..at].ends_with("fn "))
+            };
+            assert!(
+                sources.iter().any(|path| has(&path)),
+                "{} says that {name} is in {file}, which it is not",
+                source::name(document)
+            );
+            found += 1;
+        }
+    }
+    assert!(found > 10, "the documents name functions: {found}");
+}
+
 /// The modules that a file declares.
 fn declared(list: &Path) -> BTreeSet<String> {
     let text = source::code(&source::read(list));

@@ -119,7 +119,9 @@ fn check_parameters(command: Command, parameters: &[String]) -> Result<(), Error
     if command == Command::Help {
         return Ok(());
     }
-    if let Some(missing) = wanted.get(parameters.len()) {
+    // Without a segment it pushes all that are ready, where that is asked for.
+    let may_be_bare = command == Command::ArchivePush && parameters.is_empty();
+    if let Some(missing) = wanted.get(parameters.len()).filter(|_| !may_be_bare) {
         return Err(Error::ParameterMissing { what: missing });
     }
     match parameters.len() > wanted.len() {

@@ -124,6 +124,18 @@ pub(crate) enum Error {
     Locked { path: PathBuf },
     #[error("unable to create lock file '{}'", path.display())]
     LockFile { path: PathBuf, source: io::Error },
+    #[error("stop file exists for {what}")]
+    Stopped { what: String },
+    #[error("stop file does not exist for stanza '{stanza}'")]
+    NotStopped { stanza: String },
+    #[error("WAL file '{name}' was not pushed: {why}")]
+    NotPushed { name: String, why: String },
+    #[error(
+        "unable to push WAL file '{name}' to the archive asynchronously after {seconds} second(s)"
+    )]
+    PushTimeout { name: String, seconds: u64 },
+    #[error("unable to start a process")]
+    Spawn { source: io::Error },
     #[error("unable to write to standard output")]
     Output { source: io::Error },
     #[error("unable to find the path of this program")]
@@ -140,8 +152,6 @@ pub(crate) enum Error {
     TargetTime { text: String },
     #[error("automatic backup set selection cannot be performed with provided lsn '{text}'")]
     TargetLsn { text: String },
-    #[error("unable to find backup set with stop {what} less than '{target}'")]
-    NoBackupBefore { what: &'static str, target: String },
     #[error(transparent)]
     Engine(#[from] pgcairn_engine::actions::Error),
 }
@@ -164,15 +174,19 @@ impl Error {
             | Error::EnvironmentText { .. }
             | Error::EnvironmentEmpty { .. }
             | Error::OtherDirectory { .. } => exit::OPTION_VALUE,
-            Error::ConfigMissing { .. } => exit::FILE_MISSING,
+            Error::ConfigMissing { .. } | Error::NotStopped { .. } => exit::FILE_MISSING,
             Error::ConfigRead { .. } => exit::FILE_READ,
             Error::ConfigLine { .. } | Error::TargetTime { .. } | Error::TargetLsn { .. } => {
                 exit::FORMAT
             }
             Error::Locked { .. } => exit::LOCKED,
-            Error::LockFile { .. } | Error::Output { .. } => exit::FILE_WRITE,
+            Error::PushTimeout { .. } => exit::ARCHIVE_TIMEOUT,
+            Error::Stopped { .. } => exit::STOPPED,
+            Error::LockFile { .. }
+            | Error::NotPushed { .. }
+            | Error::Output { .. }
+            | Error::Spawn { .. } => exit::FILE_WRITE,
             Error::OwnPath { .. } | Error::WorkingDirectory { .. } => exit::PATH_MISSING,
-            Error::NoBackupBefore { .. } => exit::BACKUP_SET,
             Error::Engine(error) => exit::of_engine(error.kind()),
             _ => exit::OPTION_INVALID,
         }
@@ -191,6 +205,10 @@ impl Error {
             }
             Error::OptionMissing { name: "pg1-path", .. } => vec!["does this stanza exist?".to_owned()],
             Error::Locked { .. } => vec!["is another pgcairn process running?".to_owned()],
+            Error::Stopped { .. } => vec!["'start' allows processes to run again.".to_owned()],
+            Error::NotStopped { .. } => {
+                vec!["has the stop command been run on this server for this stanza?".to_owned()]
+            }
             Error::OtherDirectory { .. } => {
                 vec!["is the PostgreSQL data_directory configured the same as the pg1-path option?".to_owned()]
             }

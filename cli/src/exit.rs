@@ -32,6 +32,7 @@ pub(crate) const FILE_MISSING: u8 = 55;
 pub(crate) const DB_CONNECT: u8 = 56;
 pub(crate) const DB_QUERY: u8 = 57;
 pub(crate) const DB_MISMATCH: u8 = 58;
+pub(crate) const STOPPED: u8 = 62;
 pub(crate) const FILE_WRITE: u8 = 64;
 pub(crate) const ARCHIVE_MODE: u8 = 67;
 pub(crate) const ARCHIVE_COMMAND: u8 = 68;
@@ -84,6 +85,7 @@ pub(crate) const SENTENCES: &[(u8, &str)] = &[
     (DB_CONNECT, "no connection to the server"),
     (DB_QUERY, "the server refused a query"),
     (DB_MISMATCH, "the server does not run on pg1-path"),
+    (STOPPED, "the stanza is stopped on this host"),
     (FILE_WRITE, "a file cannot be written"),
     (
         ARCHIVE_MODE,
@@ -91,7 +93,10 @@ pub(crate) const SENTENCES: &[(u8, &str)] = &[
     ),
     (ARCHIVE_COMMAND, "archive_command does not call pgcairn"),
     (PATH_MISSING, "a directory is missing"),
-    (BACKUP_SET, "there is no such backup"),
+    (
+        BACKUP_SET,
+        "there is no such backup, or none from which the recovery target is reached",
+    ),
     (
         TABLESPACE_MAP,
         "a tablespace cannot be restored where it should go",
@@ -123,12 +128,13 @@ pub(crate) fn of_engine(kind: ErrorKind) -> u8 {
         ErrorKind::ArchiveMismatch => ARCHIVE_MISMATCH,
         ErrorKind::WalDuplicate => WAL_DUPLICATE,
         ErrorKind::ArchiveTimeout => ARCHIVE_TIMEOUT,
+        ErrorKind::WalMissing => FILE_MISSING,
         ErrorKind::ArchiveDisabled => ARCHIVE_DISABLED,
         ErrorKind::ArchiveCommand => ARCHIVE_COMMAND,
         ErrorKind::ArchiveMode => ARCHIVE_MODE,
         ErrorKind::ClusterRunning => CLUSTER_RUNNING,
         ErrorKind::PathMissing => PATH_MISSING,
-        ErrorKind::BackupNotFound => BACKUP_SET,
+        ErrorKind::BackupNotFound | ErrorKind::TargetUnreachable => BACKUP_SET,
         ErrorKind::TablespaceMap => TABLESPACE_MAP,
         ErrorKind::LinkMap => LINK_MAP,
         ErrorKind::DbConnect => DB_CONNECT,

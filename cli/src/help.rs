@@ -116,6 +116,7 @@ fn details(row: &OptionRow) -> String {
         Kind::Duration => {
             lines.push("allowed: seconds, or a number with ms, s, m, h, d, w".to_owned());
         }
+        Kind::Size => lines.push("allowed: bytes, or a number with KB, MB, GB, TB".to_owned()),
         Kind::Path => lines.push("allowed: an absolute path".to_owned()),
         Kind::Text => {}
         Kind::List => lines.push("may be given several times".to_owned()),

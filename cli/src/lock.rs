@@ -1,9 +1,10 @@
-//! One writer per stanza and host: file locks under `lock-path`.
+//! One writer per stanza and host, and none where the stanza is stopped: files under `lock-path`.
 //!
 //! Promises: a lock ends with its process, however that ends. It keeps people from starting the same job twice; the
 //! repository's safety never depends on it.
 
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -39,6 +40,47 @@ pub(crate) fn acquire(directory: &Path, stanza: &str, job: &str) -> Result<Lock,
         Err(TryLockError::WouldBlock) => Err(Error::Locked { path }),
         Err(TryLockError::Error(source)) => Err(failed(source)),
     }
+}
+
+/// Keeps processes of a stanza, or of all, from being started; whether that was so already.
+pub(crate) fn stop(directory: &Path, stanza: Option<&str>) -> Result<bool, Error> {
+    let path = stop_file(directory, stanza);
+    if path.exists() {
+        return Ok(true);
+    }
+    let made = DirBuilder::new()
+        .recursive(true)
+        .mode(0o770)
+        .create(directory)
+        .and_then(|()| File::create(&path));
+    match made {
+        Ok(_) => Ok(false),
+        Err(source) => Err(Error::LockFile { path, source }),
+    }
+}
+
+/// Lets processes be started again; whether they could not before.
+pub(crate) fn start(directory: &Path, stanza: Option<&str>) -> Result<bool, Error> {
+    let path = stop_file(directory, stanza);
+    match fs::remove_file(&path) {
+        Ok(()) => Ok(true),
+        Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(Error::LockFile { path, source }),
+    }
+}
+
+/// What is stopped that a process of this stanza belongs to: the stanza, or all stanzas.
+pub(crate) fn stopped(directory: &Path, stanza: &str) -> Option<String> {
+    if stop_file(directory, Some(stanza)).exists() {
+        return Some(format!("stanza '{stanza}'"));
+    }
+    stop_file(directory, None)
+        .exists()
+        .then(|| "all stanzas".to_owned())
+}
+
+fn stop_file(directory: &Path, stanza: Option<&str>) -> PathBuf {
+    directory.join(format!("{}.stop", stanza.unwrap_or("all")))
 }
 
 /// Whether a process of this host holds the lock; `false` if that cannot be found out.

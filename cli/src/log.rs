@@ -68,13 +68,17 @@ impl Log {
         let mut log = Log {
             console: Level::from_name(settings.text("log-level-console")),
             timestamps: settings.flag("log-timestamp"),
-            result_on_stdout: json || settings.command == Command::Info,
+            result_on_stdout: json || matches!(settings.command, Command::Info | Command::Check),
             file: None,
         };
         let level = Level::from_name(settings.text("log-level-file"));
         let logged = matches!(
             settings.command,
-            Command::Backup | Command::Restore | Command::StanzaCreate
+            Command::Backup
+                | Command::Restore
+                | Command::StanzaCreate
+                | Command::StanzaDelete
+                | Command::StanzaUpgrade
         );
         if let (true, true, Some(stanza)) = (logged, level > Level::Off, settings.text("stanza")) {
             let path = settings

@@ -6,7 +6,7 @@ use std::error::Error as _;
 use std::io::{self, Write};
 
 use pgcairn_engine::actions::{
-    self, BackupSummary, ErrorKind, RestoreSummary, StanzaCreateSummary,
+    self, BackupSummary, ErrorKind, RestoreSummary, StanzaCreateSummary, StanzaDeleteSummary,
 };
 use serde_json::{Value, json};
 
@@ -125,7 +125,7 @@ fn hints_of_kind(kind: ErrorKind) -> &'static [&'static str] {
         ErrorKind::StanzaMissing => &["has a stanza-create been performed?"],
         ErrorKind::StanzaMismatch => &[
             "is this the cluster that the stanza was created for?",
-            "a cluster made anew by initdb or pg_upgrade needs a stanza of its own.",
+            "after pg_upgrade, stanza-upgrade makes it the stanza's; a new cluster had better get a stanza of its own.",
         ],
         ErrorKind::ArchiveMismatch => {
             &["is pg1-path the data directory of the server that archives?"]
@@ -137,6 +137,10 @@ fn hints_of_kind(kind: ErrorKind) -> &'static [&'static str] {
         ErrorKind::ArchiveTimeout => &[
             "check the archive_command to ensure that all options are correct (especially --stanza).",
             "check the PostgreSQL server log for errors.",
+        ],
+        ErrorKind::WalMissing => &[
+            "take a backup: points in time before it and behind the hole cannot be reached.",
+            "'info' names every hole.",
         ],
         ErrorKind::ArchiveDisabled => {
             &["archive_mode must be on and wal_level at least replica for an online backup."]
@@ -157,6 +161,9 @@ fn hints_of_kind(kind: ErrorKind) -> &'static [&'static str] {
             &["create the directory, owned by the user that runs the server."]
         }
         ErrorKind::BackupNotFound => &["'info' lists the backups there are."],
+        ErrorKind::TargetUnreachable => {
+            &["'info' shows the backups, the WAL of each timeline, and what of it is missing."]
+        }
         ErrorKind::TablespaceMap => {
             &["--tablespace-map=<oid or name>=<directory> names another place for it."]
         }
@@ -290,6 +297,11 @@ pub(crate) fn stanza_create_json(stanza: &str, summary: &StanzaCreateSummary) ->
         "system-id": summary.system_id,
         "version": summary.version.to_string(),
     })
+}
+
+/// What stanza-delete did, for programs.
+pub(crate) fn stanza_delete_json(stanza: &str, summary: StanzaDeleteSummary) -> Value {
+    json!({"stanza": stanza, "deleted": true, "backups": summary.backups})
 }
 
 #[cfg(test)]

@@ -175,6 +175,10 @@ impl Value {
                 Some(duration) => Ok(Value::Duration(duration)),
                 None => Err(Error::ValueInvalid { name, value: text }),
             },
+            Kind::Size => match parse_size(&text) {
+                Some(size) => Ok(Value::Number(size)),
+                None => Err(Error::ValueInvalid { name, value: text }),
+            },
             Kind::Choice(allowed) if allowed.contains(&text.as_str()) => Ok(Value::Text(text)),
             Kind::Choice(allowed) => Err(Error::ValueNotAllowed {
                 name,
@@ -238,6 +242,23 @@ fn parse_duration(text: &str) -> Option<Duration> {
         .then(|| Duration::from_millis(ms))
 }
 
+/// Bytes, or a number with a unit; every unit is a power of 1024, as pgBackRest has it.
+fn parse_size(text: &str) -> Option<i64> {
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let power = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        _ => return None,
+    };
+    number.parse::<i64>().ok()?.checked_mul(1 << power)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -250,6 +271,21 @@ mod tests {
         assert_eq!(parse_duration("1w"), Some(Duration::from_hours(168)));
         for text in ["0", "8d", "1x", "m", "-1", "1.5", "99999999999999999999"] {
             assert_eq!(parse_duration(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_bytes_or_carry_a_unit() {
+        for (text, size) in [
+            ("0", 0),
+            ("16MB", 16 << 20),
+            ("1GiB", 1 << 30),
+            ("5k", 5120),
+        ] {
+            assert_eq!(parse_size(text), Some(size), "{text}");
+        }
+        for text in ["", "MB", "1XB", "-1", "99999999999TB"] {
+            assert_eq!(parse_size(text), None, "{text}");
         }
     }
 

@@ -1,4 +1,6 @@
-//! The engine of pgcairn.
+//! The library behind `pgcairn`; its front page is `docs/architecture.md`.
+#![doc = include_str!("../docs/architecture.md")]
+
 pub mod actions;
 pub mod cluster;
 pub mod codec;

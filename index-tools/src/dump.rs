@@ -9,27 +9,23 @@ use pgcairn_engine::actions::open_index;
 use pgcairn_engine::ids::{BlobKind, ChunkId, Location};
 
 use crate::Context;
-use crate::report::{Failure, Report};
+use crate::report::{Failure, out};
 
-pub(crate) fn run(
-    context: &Context,
-    chunk: Option<ChunkId>,
-    report: &Report,
-) -> Result<bool, Failure> {
+pub(crate) fn run(context: &Context, chunk: Option<ChunkId>) -> Result<bool, Failure> {
     let index = open_index(&context.repository, &context.options.cache)?;
-    let mut out = report.out();
+    let mut lines = out();
     let found = if let Some(id) = chunk {
         let locations = index.locations(&id)?;
-        write(&mut out, id, &locations)?;
+        write(&mut lines, id, &locations)?;
         !locations.is_empty()
     } else {
         for entry in index.chunks() {
             let (id, locations) = entry?;
-            write(&mut out, id, &locations)?;
+            write(&mut lines, id, &locations)?;
         }
         true
     };
-    out.flush()?;
+    lines.flush()?;
     Ok(found)
 }
 

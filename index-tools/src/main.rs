@@ -19,7 +19,7 @@ use pgcairn_engine::actions::{self, IndexOptions, StorageLocation};
 use pgcairn_engine::ids::ChunkId;
 use pgcairn_engine::repository::Repository;
 
-use crate::report::{Failure, Report};
+use crate::report::Failure;
 
 /// Looks into, verifies, rebuilds and compacts the local chunk index of a pgcairn repository.
 #[derive(Parser)]
@@ -71,20 +71,18 @@ struct Context {
 }
 
 fn main() -> ExitCode {
-    let options = Options::parse();
-    let report = Report;
-    match run(&options, &report) {
+    match run(&Options::parse()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(failure) => {
-            report.failure(&failure);
+            report::failure(&failure);
             ExitCode::FAILURE
         }
     }
 }
 
 /// Runs the command; says whether all is well.
-fn run(options: &Options, report: &Report) -> Result<bool, Failure> {
+fn run(options: &Options) -> Result<bool, Failure> {
     let place = StorageLocation::Directory(options.places.repo1_path.clone());
     let repository = actions::open_repository(actions::open_storage(&place)?)?;
     let node = rustix::system::uname();
@@ -97,10 +95,10 @@ fn run(options: &Options, report: &Report) -> Result<bool, Failure> {
         },
     };
     match &options.command {
-        Command::Stats => stats::run(&context, report),
-        Command::Dump { chunk } => dump::run(&context, *chunk, report),
-        Command::Verify => verify::run(&context, report),
-        Command::Rebuild { publish } => rebuild::run(&context, *publish, report),
-        Command::Compact => compact::run(&context, report),
+        Command::Stats => stats::run(&context),
+        Command::Dump { chunk } => dump::run(&context, *chunk),
+        Command::Verify => verify::run(&context),
+        Command::Rebuild { publish } => rebuild::run(&context, *publish),
+        Command::Compact => compact::run(&context),
     }
 }

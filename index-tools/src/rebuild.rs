@@ -3,11 +3,11 @@
 use pgcairn_engine::actions::rebuild_index;
 
 use crate::Context;
-use crate::report::{Failure, Report};
+use crate::report::{Failure, Report, table};
 
-pub(crate) fn run(context: &Context, publish: bool, report: &Report) -> Result<bool, Failure> {
-    let rebuilt = rebuild_index(&context.repository, &context.options, publish, report)?;
-    report.table(&[
+pub(crate) fn run(context: &Context, publish: bool) -> Result<bool, Failure> {
+    let rebuilt = rebuild_index(&context.repository, &context.options, publish, &Report)?;
+    table(&[
         ("repository", context.repository.id.to_string()),
         ("index", rebuilt.directory.display().to_string()),
         ("footers read", rebuilt.packs.to_string()),

@@ -36,40 +36,38 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// Standard output and standard error.
-pub(crate) struct Report;
-
-impl Report {
-    /// Where lines go.
-    pub(crate) fn out(&self) -> BufWriter<StdoutLock<'static>> {
-        BufWriter::new(io::stdout().lock())
-    }
-
-    /// Lines of a name and a value, aligned.
-    pub(crate) fn table(&self, rows: &[(&str, String)]) -> Result<(), Failure> {
-        let mut out = self.out();
-        for (name, value) in rows {
-            writeln!(out, "{name:<26}{value}")?;
-        }
-        Ok(out.flush()?)
-    }
-
-    /// Tells why a command ended early.
-    pub(crate) fn failure(&self, failure: &Failure) {
-        let mut text = String::from("error");
-        let mut next: Option<&dyn Error> = match failure {
-            Failure::Engine(error) => Some(error.as_ref()),
-            Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => return,
-            Failure::Output(error) => Some(error),
-        };
-        while let Some(error) = next {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
-            next = error.source();
-        }
-        to_stderr(&text);
-    }
+/// Where lines go.
+pub(crate) fn out() -> BufWriter<StdoutLock<'static>> {
+    BufWriter::new(io::stdout().lock())
 }
+
+/// Lines of a name and a value, aligned.
+pub(crate) fn table(rows: &[(&str, String)]) -> Result<(), Failure> {
+    let mut out = out();
+    for (name, value) in rows {
+        writeln!(out, "{name:<26}{value}")?;
+    }
+    Ok(out.flush()?)
+}
+
+/// Tells why a command ended early.
+pub(crate) fn failure(failure: &Failure) {
+    let mut text = String::from("error");
+    let mut next: Option<&dyn Error> = match failure {
+        Failure::Engine(error) => Some(error.as_ref()),
+        Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => return,
+        Failure::Output(error) => Some(error),
+    };
+    while let Some(error) = next {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        next = error.source();
+    }
+    to_stderr(&text);
+}
+
+/// Tells problems and notes on standard error.
+pub(crate) struct Report;
 
 impl Monitor for Report {
     fn stage(&self, _stage: Stage, _total_bytes: u64, _total_files: u64) {}

@@ -3,13 +3,13 @@
 use pgcairn_engine::actions::{index_segments, open_index};
 
 use crate::Context;
-use crate::report::{Failure, Report};
+use crate::report::{Failure, table};
 
-pub(crate) fn run(context: &Context, report: &Report) -> Result<bool, Failure> {
+pub(crate) fn run(context: &Context) -> Result<bool, Failure> {
     let index = open_index(&context.repository, &context.options.cache)?;
     let listed = index_segments(&context.repository)?;
     let stats = index.stats();
-    report.table(&[
+    table(&[
         ("repository", context.repository.id.to_string()),
         ("place", context.repository.storage.describe()),
         ("index", stats.directory.display().to_string()),

@@ -3,11 +3,11 @@
 use pgcairn_engine::actions::verify_index;
 
 use crate::Context;
-use crate::report::{Failure, Report};
+use crate::report::{Failure, Report, table};
 
-pub(crate) fn run(context: &Context, report: &Report) -> Result<bool, Failure> {
-    let verified = verify_index(&context.repository, &context.options, report)?;
-    report.table(&[
+pub(crate) fn run(context: &Context) -> Result<bool, Failure> {
+    let verified = verify_index(&context.repository, &context.options, &Report)?;
+    table(&[
         ("repository", context.repository.id.to_string()),
         ("chunks", verified.chunks.to_string()),
         ("copies", verified.copies.to_string()),

@@ -3,14 +3,15 @@
 //! Promises: actions run as the command line runs them, on a storage in a directory; damage is done to the files beneath
 //! it, as a disk or a person would do it.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use pgcairn_engine::actions::{
-    self, ArchiveOptions, BackupOptions, BackupSummary, Got, RestoreOptions, RestoreSummary,
-    StanzaCreateOptions, StorageLocation,
+    self, ArchiveOptions, BackupOptions, BackupSummary, Goal, Got, RestoreOptions, RestoreSummary,
+    StanzaCreateOptions, StorageLocation, TimelineGoal,
 };
 use pgcairn_engine::cluster::recovery::{Recovery, RecoveryType};
 use pgcairn_engine::monitor::{Monitor, NoMonitor, Problem, Stage, Tally};
@@ -168,6 +169,9 @@ impl Site {
             host: "host".to_owned(),
             now_ms: 1_900_000_000_000,
             stamp: "now".to_owned(),
+            goal: Goal::Open,
+            timeline: TimelineGoal::Latest,
+            time: |ms| ms.to_string(),
         }
     }
 
@@ -185,6 +189,7 @@ impl Site {
         ArchiveOptions {
             stanza: STANZA.to_owned(),
             pgdata: self.cluster.data.clone(),
+            cache: self.beside("cache"),
             compress_level: 1,
             threads: 1,
             header_check: true,
@@ -205,9 +210,11 @@ impl Site {
         for (address, name) in [(1_u64 << 20, &names[0]), (2 << 20, &names[1])] {
             wal[8..16].copy_from_slice(&address.to_le_bytes());
             let path = self.beside(name);
-            fs::write(&path, &wal).expect("the folder can be written to");
-            let repository = self.repository().expect("the repository is whole");
-            actions::archive_push(&repository, &self.archive_options(), &path)
+            File::create(&path)
+                .and_then(|mut file| file.write_all(&wal))
+                .expect("the folder can be written to");
+            let storage = self.storage().expect("the storage can be opened");
+            actions::archive_push(&storage, &self.archive_options(), &path)
                 .expect("a segment can be pushed");
         }
         names
@@ -329,7 +336,9 @@ pub fn flip(file: &Path, at: usize) {
 }
 
 fn write(file: &Path, bytes: &[u8]) {
-    fs::write(file, bytes).expect("the repository can be written to");
+    File::create(file)
+        .and_then(|mut file| file.write_all(bytes))
+        .expect("the repository can be written to");
 }
 
 /// An error and its causes, as the command line tells them.

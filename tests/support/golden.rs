@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use pgcairn_engine::actions::{
-    self, ArchiveOptions, BackupOptions, RestoreOptions, StanzaCreateOptions,
+    self, ArchiveOptions, BackupOptions, Goal, RestoreOptions, StanzaCreateOptions, TimelineGoal,
 };
 use pgcairn_engine::cluster::control_file;
 use pgcairn_engine::cluster::page::checksum;
@@ -179,6 +179,9 @@ pub fn restore(repository: &Repository, label: &str, work: &Path) -> PathBuf {
         host: "golden".to_owned(),
         now_ms: BEGUN_MS,
         stamp: "2026-11-24 01:00:00".to_owned(),
+        goal: Goal::Open,
+        timeline: TimelineGoal::Latest,
+        time: |ms| ms.to_string(),
     };
     actions::restore(repository, &options, &Tally::default(), &NoMonitor).expect("restored");
     pgdata
@@ -296,7 +299,7 @@ impl Place<'_> {
         self.put("base/5/112", b"");
         self.put("base/5/1247", &pages(0, 20, "types"));
         self.put("base/5/16384", &pages(0, 700, "a large table"));
-        self.put("base/5/16384_fsm", &[0; 3 * PAGE]);
+        self.put("base/5/16384_fsm", &vec![0; 3 * PAGE]);
         self.put("base/5/16384_vm", &pages(0, 1, "visible"));
         self.put("base/5/16384.1", &pages(131_072, 3, "the second segment"));
         let mut damaged = pages(0, 40, "a damaged table");
@@ -337,7 +340,7 @@ impl Place<'_> {
                 b"odd\n",
             );
         }
-        self.settle(self.work, BEGUN_MS - 24 * HOUR_MS);
+        settle(self.work, BEGUN_MS - 24 * HOUR_MS);
     }
 
     /// Half an hour later: pages changed in place, a table grew, one came, one went.
@@ -353,30 +356,9 @@ impl Place<'_> {
         self.put("base/5/16500", &pages(0, 2, "a new table"));
         fs::remove_file(self.pgdata().join("base/5/112")).expect("removed");
         for path in ["base/5/16384", "base/5/1247", "base/5/16500"] {
-            self.settle(&self.pgdata().join(path), changed);
+            settle(&self.pgdata().join(path), changed);
         }
         set_time(&self.pgdata().join("base/5"), changed);
-    }
-
-    /// Gives all that lies at a path its mode and its time, folders after what is in them.
-    fn settle(&self, path: &Path, ms: i64) {
-        let metadata = fs::symlink_metadata(path).expect("an entry");
-        if metadata.is_dir() {
-            for entry in fs::read_dir(path).expect("a folder") {
-                self.settle(&entry.expect("an entry").path(), ms);
-            }
-        }
-        if !metadata.is_symlink() {
-            let odd = path.ends_with("odd") || path.ends_with("pg_stat");
-            let mode = match (metadata.is_dir(), odd) {
-                (true, false) => 0o700,
-                (true, true) => 0o750,
-                (false, _) => 0o600,
-            };
-            let permissions = fs::Permissions::from_mode(mode);
-            fs::set_permissions(path, permissions).expect("a mode");
-        }
-        set_time(path, ms);
     }
 
     fn back_up(&self, repository: &Repository, backup_type: BackupType, now_ms: i64) {
@@ -410,6 +392,7 @@ impl Place<'_> {
         let options = ArchiveOptions {
             stanza: STANZA.to_owned(),
             pgdata: self.pgdata(),
+            cache: self.work.join("cache"),
             compress_level: 3,
             threads: 1,
             header_check: true,
@@ -417,9 +400,30 @@ impl Place<'_> {
         };
         for name in [SEGMENT, "00000002.history"] {
             let path = Path::new("pg_wal").join(name);
-            actions::archive_push(repository, &options, &path).expect("archived");
+            actions::archive_push(&repository.storage, &options, &path).expect("archived");
         }
     }
+}
+
+/// Gives all that lies at a path its mode and its time, folders after what is in them.
+fn settle(path: &Path, ms: i64) {
+    let metadata = fs::symlink_metadata(path).expect("an entry");
+    if metadata.is_dir() {
+        for entry in fs::read_dir(path).expect("a folder") {
+            settle(&entry.expect("an entry").path(), ms);
+        }
+    }
+    if !metadata.is_symlink() {
+        let odd = path.ends_with("odd") || path.ends_with("pg_stat");
+        let mode = match (metadata.is_dir(), odd) {
+            (true, false) => 0o700,
+            (true, true) => 0o750,
+            (false, _) => 0o600,
+        };
+        let permissions = fs::Permissions::from_mode(mode);
+        fs::set_permissions(path, permissions).expect("a mode");
+    }
+    set_time(path, ms);
 }
 
 /// Sets the time stamp of a file, a folder, or a link itself.

@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pgcairn_engine::actions::{
-    self, BackupOptions, BackupSummary, RestoreOptions, RestoreSummary, StanzaCreateOptions,
+    self, BackupOptions, BackupSummary, Goal, RestoreOptions, RestoreSummary, StanzaCreateOptions,
+    TimelineGoal,
 };
 use pgcairn_engine::cluster::recovery::{Recovery, RecoveryType};
 use pgcairn_engine::cluster::server::Server;
@@ -127,6 +128,9 @@ impl Host {
             host: "host".to_owned(),
             now_ms: self.clock_ms.load(Ordering::Relaxed),
             stamp: "2026-11-24 01:02:03".to_owned(),
+            goal: Goal::Open,
+            timeline: TimelineGoal::Latest,
+            time: |ms| ms.to_string(),
         }
     }
 

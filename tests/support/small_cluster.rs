@@ -4,6 +4,8 @@
 //! test looks into are emptied, so that a copy costs little.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -15,7 +17,7 @@ use pgcairn_engine::cluster::page;
 use tempfile::TempDir;
 
 use crate::postgres::{Server, system_major};
-use crate::process::finish;
+use crate::process::{finish, give};
 
 /// The size of a page.
 pub const PAGE: usize = 8192;
@@ -72,7 +74,11 @@ impl SmallCluster {
         let pages: Vec<u8> = (0..blocks)
             .flat_map(|block| valid_page(block, seed))
             .collect();
-        fs::write(self.data.join(path), pages).expect("the data directory can be written to");
+        let path = self.data.join(path);
+        File::create(&path)
+            .and_then(|mut file| file.write_all(&pages))
+            .expect("the data directory can be written to");
+        give(&path);
     }
 }
 

@@ -2,31 +2,55 @@
 //!
 //! Promises: a relative path is PostgreSQL's, taken from the data directory; elsewhere it is refused.
 
-use std::env;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::{self, Child, Stdio};
+use std::time::{Duration, Instant};
+use std::{env, thread};
 
-use pgcairn_engine::actions::{self, ArchiveOptions, Got, Pushed};
+use pgcairn_engine::actions::{self, ArchiveOptions, Got, PushStatus, Pushed, QueueOptions};
 
-use super::{compress_level, open_repository, stanza, threads};
+use super::{
+    arguments_for, compress_level, location, open_repository, open_storage, push_spool, stanza,
+    take_lock, threads,
+};
 use crate::error::Error;
 use crate::exit;
+use crate::lock;
 use crate::log::Log;
+use crate::options::Command;
+use crate::progress::Progress;
 use crate::settings::Settings;
 
+/// The lock of the process that pushes what is ready.
+const QUEUE_LOCK: &str = "archive-push";
+/// Pause between two looks for a status: it is a local file.
+const STATUS_PAUSE: Duration = Duration::from_millis(10);
+
 pub(super) fn push(settings: &Settings, log: &Log) -> Result<u8, Error> {
-    let [path] = settings.parameters.as_slice() else {
-        return Err(Error::ParameterMissing {
+    let asynchronous = settings.flag("archive-async");
+    match settings.parameters.as_slice() {
+        [] if asynchronous => push_queue(settings, log),
+        [path] if asynchronous => push_in_background(settings, log, &resolve(settings, path)?),
+        [path] => push_one(settings, log, &resolve(settings, path)?),
+        _ => Err(Error::ParameterMissing {
             what: "WAL segment to push",
-        });
-    };
-    let segment = resolve(settings, path)?;
-    let name = segment
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
-    let pushed = actions::archive_push(&open_repository(settings)?, &options(settings), &segment)?;
-    match pushed {
+        }),
+    }
+}
+
+fn push_one(settings: &Settings, log: &Log, segment: &Path) -> Result<u8, Error> {
+    let name = name_of(segment);
+    let storage = open_storage(settings);
+    if settings.given("archive-push-queue-max")
+        && actions::drop_if_too_many(storage.as_ref().ok(), &queue_options(settings), &name)?
+    {
+        log.warn(&format!(
+            "dropped WAL file '{name}' because archive-push-queue-max is exceeded"
+        ));
+        return Ok(0);
+    }
+    match actions::archive_push(&storage?, &options(settings), segment)? {
         Pushed::Stored => log.info(&format!("pushed WAL file '{name}' to the archive")),
         Pushed::AlreadyThere => log.warn(&format!(
             "WAL file '{name}' already exists in the repo1 archive with the same checksum\nHINT: this is valid in \
@@ -34,6 +58,85 @@ pub(super) fn push(settings: &Settings, log: &Log) -> Result<u8, Error> {
         )),
     }
     Ok(0)
+}
+
+/// Pushes all that is ready: what the process in the background does.
+fn push_queue(settings: &Settings, log: &Log) -> Result<u8, Error> {
+    let _lock = take_lock(settings, QUEUE_LOCK)?;
+    let storage = actions::open_storage(&location(settings)?);
+    let progress = Progress::new(log);
+    let summary = actions::push_queue(storage, &queue_options(settings), &progress)?;
+    log.info(&format!(
+        "pushed {} WAL file(s), dropped {}, failed {}",
+        summary.pushed, summary.dropped, summary.failed
+    ));
+    Ok(0)
+}
+
+/// Waits for what the process in the background says of a segment, and starts that process if none runs.
+fn push_in_background(settings: &Settings, log: &Log, segment: &Path) -> Result<u8, Error> {
+    let name = name_of(segment);
+    let spool = push_spool(settings);
+    let (begun, timeout) = (Instant::now(), settings.duration("archive-timeout"));
+    // A failure of an earlier pass is tried again before it is told.
+    actions::forget_failure(&spool, &name);
+    let mut started: Option<Child> = None;
+    loop {
+        match actions::push_status(&spool, &name) {
+            Some(PushStatus::Done(warning)) => {
+                log.info(&format!(
+                    "pushed WAL file '{name}' to the archive asynchronously"
+                ));
+                if let Some(warning) = warning {
+                    log.warn(&warning);
+                }
+                return Ok(0);
+            }
+            Some(PushStatus::Failed(why)) => return Err(Error::NotPushed { name, why }),
+            None => {}
+        }
+        if begun.elapsed() >= timeout {
+            let seconds = timeout.as_secs();
+            return Err(Error::PushTimeout { name, seconds });
+        }
+        let ours = started
+            .as_mut()
+            .is_some_and(|child| matches!(child.try_wait(), Ok(None)));
+        if !ours && !lock::is_held(&settings.path("lock-path"), stanza(settings), QUEUE_LOCK) {
+            started = Some(start_queue(settings)?);
+        }
+        thread::sleep(STATUS_PAUSE);
+    }
+}
+
+fn start_queue(settings: &Settings) -> Result<Child, Error> {
+    let program = env::current_exe().map_err(|source| Error::OwnPath { source })?;
+    // A group of its own: what ends the archiver's children does not end it.
+    process::Command::new(program)
+        .args(arguments_for(settings, Command::ArchivePush))
+        .arg(Command::ArchivePush.name())
+        .current_dir(settings.path("pg1-path"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .spawn()
+        .map_err(|source| Error::Spawn { source })
+}
+
+fn queue_options(settings: &Settings) -> QueueOptions {
+    QueueOptions {
+        archive: options(settings),
+        spool: push_spool(settings),
+        queue_max: settings
+            .number("archive-push-queue-max")
+            .and_then(|bytes| u64::try_from(bytes).ok()),
+    }
+}
+
+fn name_of(segment: &Path) -> String {
+    let name = segment.file_name().unwrap_or_default();
+    name.to_string_lossy().into_owned()
 }
 
 pub(super) fn get(settings: &Settings, log: &Log) -> Result<u8, Error> {
@@ -60,6 +163,7 @@ fn options(settings: &Settings) -> ArchiveOptions {
     ArchiveOptions {
         stanza: stanza(settings).to_owned(),
         pgdata: settings.path("pg1-path"),
+        cache: settings.path("cache-path"),
         compress_level: compress_level(settings),
         threads: threads(settings),
         header_check: settings.flag("archive-header-check"),

@@ -2,13 +2,16 @@
 
 mod archive;
 mod backup;
+mod check;
 mod info;
 mod location;
 mod restore;
 mod stanza_create;
+mod stanza_end;
+mod start_stop;
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
@@ -19,10 +22,11 @@ use pgcairn_engine::repository::{Repository, layout};
 use pgcairn_engine::storage::Storage;
 use serde_json::Value;
 
+use self::location::location;
 use crate::error::Error;
 use crate::exit;
 use crate::log::Log;
-use crate::options::Command;
+use crate::options::{self, Command, Group};
 use crate::progress::Progress;
 use crate::settings::{Origin, Settings};
 use crate::{arguments, config, help, lock, report};
@@ -107,14 +111,20 @@ fn begin(settings: &Settings, log: &Log) {
 }
 
 fn run(settings: &Settings, log: &Log) -> Result<u8, Error> {
+    start_stop::refuse_stopped(settings)?;
     match settings.command {
         Command::ArchiveGet => archive::get(settings, log),
         Command::ArchivePush => archive::push(settings, log),
         Command::Backup => backup::run(settings, log),
+        Command::Check => check::run(settings),
         Command::Help => report::to_stdout(&help::text(&settings.parameters)?).map(|()| 0),
         Command::Info => info::run(settings),
         Command::Restore => restore::run(settings, log),
-        Command::StanzaCreate => stanza_create::run(settings, log),
+        Command::StanzaCreate => stanza_create::create(settings, log),
+        Command::StanzaDelete => stanza_end::run(settings, log),
+        Command::StanzaUpgrade => stanza_create::upgrade(settings, log),
+        Command::Start => start_stop::start(settings, log),
+        Command::Stop => start_stop::stop(settings, log),
         Command::Version => report::to_stdout(&version(settings)).map(|()| 0),
     }
 }
@@ -152,7 +162,7 @@ fn stanza(settings: &Settings) -> &str {
 }
 
 fn open_storage(settings: &Settings) -> Result<Arc<dyn Storage>, Error> {
-    Ok(actions::open_storage(&location::location(settings)?)?)
+    Ok(actions::open_storage(&location(settings)?)?)
 }
 
 fn open_repository(settings: &Settings) -> Result<Repository, Error> {
@@ -168,6 +178,11 @@ fn connect(settings: &Settings) -> Result<Option<PgServer>, Error> {
     if !settings.flag("online") {
         return Ok(None);
     }
+    Ok(Some(reach(settings)?))
+}
+
+/// The server of the cluster.
+fn reach(settings: &Settings) -> Result<PgServer, actions::Error> {
     let connection = Connection {
         socket_path: settings.text("pg1-socket-path").map(Into::into),
         port: settings
@@ -180,9 +195,7 @@ fn connect(settings: &Settings) -> Result<Option<PgServer>, Error> {
             .unwrap_or("postgres")
             .to_owned(),
     };
-    Ok(Some(
-        server::connect(&connection).map_err(actions::Error::Cluster)?,
-    ))
+    server::connect(&connection).map_err(actions::Error::Cluster)
 }
 
 /// The threads to use: what was asked for, or one per core.
@@ -198,6 +211,21 @@ fn compress_level(settings: &Settings) -> i32 {
         .number("compress-level")
         .and_then(|level| i32::try_from(level).ok())
         .unwrap_or(3)
+}
+
+/// The options that another command of the same stanza needs and that the configuration file does not hold.
+fn arguments_for(settings: &Settings, command: Command) -> Vec<String> {
+    settings.arguments(|name, setting| {
+        let row = options::find(name, command).filter(|row| row.group != Group::Log);
+        row.is_some_and(|row| !row.secret)
+            && matches!(setting.origin, Origin::CommandLine | Origin::Environment)
+    })
+}
+
+/// Where it is written down what became of pushed WAL.
+fn push_spool(settings: &Settings) -> PathBuf {
+    let spool = settings.path("spool-path");
+    spool.join("archive").join(stanza(settings)).join("out")
 }
 
 /// The name of this machine.

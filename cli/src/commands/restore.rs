@@ -1,30 +1,28 @@
 //! `restore`: one backup into a data directory, and how the server shall recover from there.
 //!
-//! Promises: without `--set`, a target time or LSN chooses the newest backup that ended before it, or none: a server
-//! cannot go back from a later one. The server's `restore_command` calls this program with the options it was given.
+//! Promises: the server's `restore_command` calls this program with the options it was given. A target that PostgreSQL
+//! would not understand is refused before anything is opened.
 
-use pgcairn_engine::actions::{self, RestoreOptions};
+use pgcairn_engine::actions::{self, Goal, RestoreOptions, TimelineGoal};
 use pgcairn_engine::cluster::recovery::{Recovery, RecoveryType};
 use pgcairn_engine::monitor::Tally;
-use pgcairn_engine::repository::Repository;
-use pgcairn_engine::repository::snapshot::Manifest;
-use pgcairn_engine::wal_name::Lsn;
+use pgcairn_engine::wal_name::Timeline;
 
-use super::{host, open_repository, stanza, take_lock, tell, threads};
+use super::{arguments_for, host, open_repository, push_spool, stanza, take_lock, tell, threads};
 use crate::clock;
 use crate::error::Error;
 use crate::log::Log;
-use crate::options::{self, Command, Group};
+use crate::options::Command;
 use crate::progress::Progress;
 use crate::report;
-use crate::settings::{Origin, Settings};
+use crate::settings::Settings;
 
 pub(super) fn run(settings: &Settings, log: &Log) -> Result<u8, Error> {
     let _lock = take_lock(settings, "restore")?;
+    let options = options(settings)?;
     let repository = open_repository(settings)?;
-    let set = chosen_set(settings, &repository)?;
-    let options = options(settings, set)?;
     let (tally, progress) = (Tally::default(), Progress::new(log));
+    actions::forget_statuses(&push_spool(settings));
     let summary = actions::restore(&repository, &options, &tally, &progress)?;
     tell(
         settings,
@@ -34,7 +32,7 @@ pub(super) fn run(settings: &Settings, log: &Log) -> Result<u8, Error> {
     )
 }
 
-fn options(settings: &Settings, set: Option<String>) -> Result<RestoreOptions, Error> {
+fn options(settings: &Settings) -> Result<RestoreOptions, Error> {
     let now_ms = clock::now_ms();
     let program = std::env::current_exe().map_err(|source| Error::OwnPath { source })?;
     let path_pairs = |name| {
@@ -51,7 +49,10 @@ fn options(settings: &Settings, set: Option<String>) -> Result<RestoreOptions, E
         threads: threads(settings),
         delta: settings.flag("delta"),
         force: settings.flag("force"),
-        set,
+        set: settings
+            .text("set")
+            .filter(|set| *set != "latest")
+            .map(str::to_owned),
         tablespace_map: path_pairs("tablespace-map"),
         tablespace_map_all: settings.text("tablespace-map-all").map(Into::into),
         link_map: path_pairs("link-map"),
@@ -60,49 +61,57 @@ fn options(settings: &Settings, set: Option<String>) -> Result<RestoreOptions, E
             settings,
             &restore_command(settings, &program.to_string_lossy()),
         ),
+        goal: goal(settings)?,
+        timeline: timeline(settings)?,
         recovery_given: settings.given("type"),
         host: host(),
         now_ms,
         stamp: clock::stamp(now_ms),
+        time: clock::zoned_time,
     })
 }
 
-/// The backup that was asked for, or that the recovery target needs; none: the newest.
-fn chosen_set(settings: &Settings, repository: &Repository) -> Result<Option<String>, Error> {
-    if let Some(set) = settings.text("set").filter(|set| *set != "latest") {
-        return Ok(Some(set.to_owned()));
-    }
+/// Where recovery is to end, as the engine must know it to choose a backup.
+fn goal(settings: &Settings) -> Result<Goal, Error> {
     let target = settings.text("target").unwrap_or_default();
-    let reaches: Box<dyn Fn(&Manifest) -> bool> = match settings.text("type") {
+    let own = settings.pairs("recovery-option");
+    let mut names = own.iter().map(|(name, _)| name.replace('-', "_"));
+    if names.any(|name| name.starts_with("recovery_target")) {
+        return Ok(Goal::Open);
+    }
+    match settings.text("type") {
         Some("time") => {
-            let wanted = clock::parse_target(target).ok_or_else(|| Error::TargetTime {
-                text: target.to_owned(),
-            })?;
-            Box::new(move |backup| backup.stop_ms < wanted)
+            clock::parse_target(target)
+                .map(Goal::Time)
+                .ok_or_else(|| Error::TargetTime {
+                    text: target.to_owned(),
+                })
         }
-        Some("lsn") => {
-            let wanted: Lsn = target.parse().map_err(|_| Error::TargetLsn {
-                text: target.to_owned(),
-            })?;
-            Box::new(move |backup| backup.stop_lsn <= wanted)
-        }
-        _ => return Ok(None),
+        Some("lsn") => target.parse().map(Goal::Lsn).map_err(|_| Error::TargetLsn {
+            text: target.to_owned(),
+        }),
+        Some("xid") => Ok(Goal::Named(format!("transaction {target}"))),
+        Some("name") => Ok(Goal::Named(format!("restore point {target}"))),
+        Some("immediate") => Ok(Goal::Consistency),
+        Some("standby" | "preserve" | "none") => Ok(Goal::Open),
+        _ => Ok(Goal::End),
+    }
+}
+
+/// The timeline to follow: `latest`, `current`, or a number as PostgreSQL reads it.
+fn timeline(settings: &Settings) -> Result<TimelineGoal, Error> {
+    let text = settings.text("target-timeline").unwrap_or("latest");
+    let number = match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16),
+        None => text.parse(),
     };
-    let what = if settings.text("type") == Some("time") {
-        "time"
-    } else {
-        "lsn"
-    };
-    let stanzas = actions::info(repository, settings.text("stanza"))?;
-    let backups = stanzas.iter().flat_map(|stanza| &stanza.backups);
-    let found = backups
-        .filter(|backup| reaches(backup))
-        .max_by_key(|backup| (backup.stop_ms, backup.stop_lsn));
-    match found {
-        Some(backup) => Ok(Some(backup.label.clone())),
-        None => Err(Error::NoBackupBefore {
-            what,
-            target: target.to_owned(),
+    match (text, number) {
+        ("latest", _) => Ok(TimelineGoal::Latest),
+        ("current", _) => Ok(TimelineGoal::Current),
+        (_, Ok(number)) if number > 0 => Ok(TimelineGoal::This(Timeline(number))),
+        _ => Err(Error::ValueInvalid {
+            name: "target-timeline",
+            value: text.to_owned(),
         }),
     }
 }
@@ -155,11 +164,7 @@ fn recovery(settings: &Settings, restore_command: &str) -> Recovery {
 
 /// This program with the options that `archive-get` needs and that the configuration file does not hold.
 fn restore_command(settings: &Settings, program: &str) -> String {
-    let given = settings.arguments(|name, setting| {
-        let row = options::find(name, Command::ArchiveGet).filter(|row| row.group != Group::Log);
-        row.is_some_and(|row| !row.secret)
-            && matches!(setting.origin, Origin::CommandLine | Origin::Environment)
-    });
+    let given = arguments_for(settings, Command::ArchiveGet);
     let words = std::iter::once(program.to_owned())
         .chain(given)
         .map(|word| quoted(&word));

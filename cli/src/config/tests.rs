@@ -106,12 +106,12 @@ fn options_without_effect_are_accepted_and_told() {
 
 #[test]
 fn an_unsupported_option_is_accepted_only_where_it_asks_for_nothing() {
-    let file = "[global]\narchive-async=n\n[demo]\npg1-path=/pg\n";
-    assert!(settle_all("archive-push --stanza=demo x", &[], file).is_ok());
+    let file = "[global]\narchive-copy=n\n[demo]\npg1-path=/pg\n";
+    assert!(settle_all("backup --stanza=demo", &[], file).is_ok());
     let file = file.replace("=n", "=y");
-    let text = "[031]: option 'archive-async' is not supported yet";
-    assert_eq!(refused("archive-push --stanza=demo x", &[], &file), text);
-    assert!(settle_all("backup --stanza=demo", &[], &file).is_ok());
+    let text = "[031]: option 'archive-copy' is not supported yet";
+    assert_eq!(refused("backup --stanza=demo", &[], &file), text);
+    assert!(settle_all("archive-push --stanza=demo x", &[], &file).is_ok());
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! table, so they cannot differ. Names, defaults and meanings are pgBackRest's wherever it has them. Refuses: nothing
 //! by itself; `arguments.rs` and `config.rs` do.
 
+mod begin;
 mod table;
 
 pub(crate) use table::OPTIONS;
@@ -14,23 +15,33 @@ pub(crate) enum Command {
     ArchiveGet,
     ArchivePush,
     Backup,
+    Check,
     Help,
     Info,
     Restore,
     StanzaCreate,
+    StanzaDelete,
+    StanzaUpgrade,
+    Start,
+    Stop,
     Version,
 }
 
 impl Command {
     /// All commands, as `help` lists them.
-    pub(crate) const ALL: [Command; 8] = [
+    pub(crate) const ALL: [Command; 13] = [
         Command::ArchiveGet,
         Command::ArchivePush,
         Command::Backup,
+        Command::Check,
         Command::Help,
         Command::Info,
         Command::Restore,
         Command::StanzaCreate,
+        Command::StanzaDelete,
+        Command::StanzaUpgrade,
+        Command::Start,
+        Command::Stop,
         Command::Version,
     ];
 
@@ -40,10 +51,15 @@ impl Command {
             Command::ArchiveGet => "archive-get",
             Command::ArchivePush => "archive-push",
             Command::Backup => "backup",
+            Command::Check => "check",
             Command::Help => "help",
             Command::Info => "info",
             Command::Restore => "restore",
             Command::StanzaCreate => "stanza-create",
+            Command::StanzaDelete => "stanza-delete",
+            Command::StanzaUpgrade => "stanza-upgrade",
+            Command::Start => "start",
+            Command::Stop => "stop",
             Command::Version => "version",
         }
     }
@@ -61,10 +77,15 @@ impl Command {
             Command::ArchiveGet => "get a WAL segment from the archive",
             Command::ArchivePush => "push a WAL segment to the archive",
             Command::Backup => "backup a database cluster",
+            Command::Check => "check the configuration and archiving",
             Command::Help => "get help",
             Command::Info => "retrieve information about backups",
             Command::Restore => "restore a database cluster",
             Command::StanzaCreate => "create the required stanza data",
+            Command::StanzaDelete => "delete a stanza and forget its backups",
+            Command::StanzaUpgrade => "upgrade a stanza to the cluster that is there now",
+            Command::Start => "allow processes to run again",
+            Command::Stop => "stop processes from running on this host",
             Command::Version => "get version",
         }
     }
@@ -90,6 +111,8 @@ pub(crate) enum Kind {
     Number(i64, i64),
     /// A duration in seconds, or with a suffix (ms, s, m, h, d, w); never zero, at most a week.
     Duration,
+    /// A size in bytes, or with a suffix (B, KB, MB, GB, TB, each also as KiB …).
+    Size,
     /// One of these words.
     Choice(&'static [&'static str]),
     /// An absolute path.

@@ -1,65 +1,17 @@
 //! The rows of the option table. Promises: alphabetical within a group, so that a missing one is seen.
 
-use super::Command::{ArchiveGet, ArchivePush, Backup, Info, Restore, StanzaCreate, Version};
+use super::Command::{
+    ArchiveGet, ArchivePush, Backup, Check, Info, Restore, StanzaCreate, StanzaDelete,
+    StanzaUpgrade, Start, Stop, Version,
+};
 use super::Effect::{Nothing, Unsupported};
-use super::Kind::{Choice, Duration, Flag, List, Number, Pairs, Path, Text};
-use super::Place::{CommandLine, StanzaSection};
-use super::{Command, Group, OptionRow};
-
-const ALL: &[Command] = &[ArchiveGet, ArchivePush, Backup, Info, Restore, StanzaCreate];
-const WITH_CLUSTER: &[Command] = &[ArchiveGet, ArchivePush, Backup, Restore, StanzaCreate];
-const WITH_SERVER: &[Command] = &[Backup, StanzaCreate];
-const ARCHIVE: &[Command] = &[ArchiveGet, ArchivePush];
-const LEVELS: &[&str] = &["off", "error", "warn", "info", "detail", "debug", "trace"];
-const TARGETED: &[&str] = &["lsn", "name", "time", "xid"];
-/// The recovery types that write settings.
-const RECOVERING: &[&str] = &[
-    "default",
-    "immediate",
-    "lsn",
-    "name",
-    "standby",
-    "time",
-    "xid",
-];
-const ENDED: &[&str] = &["immediate", "lsn", "name", "time", "xid"];
-
-/// An option of single commands.
-const fn own(
-    name: &'static str,
-    kind: super::Kind,
-    commands: &'static [Command],
-    help: &'static str,
-) -> OptionRow {
-    OptionRow::new(name, kind, commands, help).group(Group::Command)
-}
-
-/// A `repo1-…` option.
-const fn repo(name: &'static str, kind: super::Kind, help: &'static str) -> OptionRow {
-    OptionRow::new(name, kind, ALL, help).group(Group::Repository)
-}
-
-/// A `repo1-…` option that means something only on S3.
-const fn s3(name: &'static str, kind: super::Kind, help: &'static str) -> OptionRow {
-    repo(name, kind, help).needs("repo1-type", &["s3"])
-}
-
-/// A `repo1-…` option that shapes only pgBackRest's own repository.
-const fn shape(name: &'static str) -> OptionRow {
-    repo(name, Text, "shapes pgBackRest's repository; no effect here").effect(Nothing)
-}
-
-/// A `pg1-…` option.
-const fn pg(
-    name: &'static str,
-    kind: super::Kind,
-    commands: &'static [Command],
-    help: &'static str,
-) -> OptionRow {
-    OptionRow::new(name, kind, commands, help)
-        .group(Group::Stanza)
-        .place(StanzaSection)
-}
+use super::Kind::{Choice, Duration, Flag, List, Number, Pairs, Path, Size, Text};
+use super::Place::CommandLine;
+use super::begin::{
+    ACTING, ALL, ARCHIVE, ENDED, LEVELS, RECOVERING, TARGETED, WITH_CLUSTER, WITH_SERVER, own, pg,
+    repo, s3, shape,
+};
+use super::{Group, OptionRow};
 
 /// All options.
 pub(crate) const OPTIONS: &[OptionRow] = &[
@@ -75,15 +27,21 @@ pub(crate) const OPTIONS: &[OptionRow] = &[
     own(
         "archive-async",
         Flag,
-        ARCHIVE,
-        "push/get WAL segments asynchronously",
+        &[ArchiveGet],
+        "get WAL segments asynchronously; each is fetched when it is asked for here",
     )
-    .default("n")
-    .effect(Unsupported),
+    .effect(Nothing),
+    own(
+        "archive-async",
+        Flag,
+        &[ArchivePush, Check],
+        "push WAL segments asynchronously",
+    )
+    .default("n"),
     own(
         "archive-check",
         Flag,
-        &[Backup],
+        &[Backup, Check],
         "check that WAL segments are in the archive before backup completes",
     )
     .default("y"),
@@ -113,14 +71,20 @@ pub(crate) const OPTIONS: &[OptionRow] = &[
     own(
         "archive-mode-check",
         Flag,
-        &[Backup],
+        &[Backup, Check],
         "check the PostgreSQL archive_mode setting",
     )
     .default("y"),
     own(
+        "archive-push-queue-max",
+        Size,
+        &[ArchivePush],
+        "drop WAL segments, and record the gap, when more than this waits",
+    ),
+    own(
         "archive-timeout",
         Duration,
-        &[ArchiveGet, ArchivePush, Backup],
+        &[ArchiveGet, ArchivePush, Backup, Check],
         "how long to wait for a WAL segment to arrive",
     )
     .default("1m"),
@@ -176,6 +140,14 @@ pub(crate) const OPTIONS: &[OptionRow] = &[
     )
     .place(CommandLine)
     .default("n"),
+    own(
+        "force",
+        Flag,
+        &[StanzaDelete],
+        "delete although a server runs in pg1-path",
+    )
+    .place(CommandLine)
+    .default("n"),
     own("link-all", Flag, &[Restore], "restore all symlinks").default("n"),
     own(
         "link-map",
@@ -184,13 +156,26 @@ pub(crate) const OPTIONS: &[OptionRow] = &[
         "modify the destination of a symlink",
     ),
     own("manifest-save-threshold", Text, &[Backup], "no effect here").effect(Nothing),
-    own("online", Flag, WITH_SERVER, "talk to the running server")
-        .place(CommandLine)
-        .default("y"),
+    own(
+        "online",
+        Flag,
+        &[Backup, StanzaCreate, StanzaUpgrade],
+        "talk to the running server",
+    )
+    .place(CommandLine)
+    .default("y"),
     own(
         "output",
         Choice(&["text", "json"]),
-        &[Backup, Info, Restore, StanzaCreate],
+        &[
+            Backup,
+            Check,
+            Info,
+            Restore,
+            StanzaCreate,
+            StanzaDelete,
+            StanzaUpgrade,
+        ],
         "output format",
     )
     .place(CommandLine)
@@ -327,7 +312,7 @@ pub(crate) const OPTIONS: &[OptionRow] = &[
     OptionRow::new(
         "cache-path",
         Path,
-        &[Backup, Restore],
+        &[ArchivePush, Backup, Restore],
         "path of the chunk index and other caches",
     )
     .default("/var/cache/pgcairn"),
@@ -353,9 +338,14 @@ pub(crate) const OPTIONS: &[OptionRow] = &[
             ArchiveGet,
             ArchivePush,
             Backup,
+            Check,
             Info,
             Restore,
             StanzaCreate,
+            StanzaDelete,
+            StanzaUpgrade,
+            Start,
+            Stop,
             Version,
         ],
         "configuration file",
@@ -378,8 +368,13 @@ pub(crate) const OPTIONS: &[OptionRow] = &[
     )
     .default("n"),
     OptionRow::new("io-timeout", Text, ALL, "no effect here").effect(Nothing),
-    OptionRow::new("lock-path", Path, ALL, "path where lock files are stored")
-        .default("/tmp/pgcairn"),
+    OptionRow::new(
+        "lock-path",
+        Path,
+        ACTING,
+        "path where lock files are stored",
+    )
+    .default("/tmp/pgcairn"),
     OptionRow::new(
         "neutral-umask",
         Flag,
@@ -390,26 +385,27 @@ pub(crate) const OPTIONS: &[OptionRow] = &[
     OptionRow::new(
         "process-max",
         Number(1, 999),
-        &[ArchiveGet, ArchivePush, Backup, Restore],
+        &[ArchiveGet, ArchivePush, Backup, Check, Restore],
         "max threads to use; unset: one per core",
     ),
     OptionRow::new("protocol-timeout", Text, ALL, "no effect here").effect(Nothing),
     OptionRow::new(
         "spool-path",
         Path,
-        ARCHIVE,
-        "path where transient data is stored; no effect here",
+        &[ArchivePush, Check, Restore],
+        "path where transient data is stored",
     )
-    .effect(Nothing),
+    .default("/var/spool/pgcairn"),
+    OptionRow::new("spool-path", Path, &[ArchiveGet], "no effect here").effect(Nothing),
     OptionRow::new("stanza", Text, WITH_CLUSTER, "defines the stanza")
         .place(CommandLine)
         .required(),
-    OptionRow::new("stanza", Text, &[Info], "defines the stanza").place(CommandLine),
+    OptionRow::new("stanza", Text, &[Info, Start, Stop], "defines the stanza").place(CommandLine),
     // Log
     OptionRow::new(
         "log-level-console",
         Choice(LEVELS),
-        ALL,
+        ACTING,
         "level for console logging",
     )
     .group(Group::Log)
@@ -417,7 +413,7 @@ pub(crate) const OPTIONS: &[OptionRow] = &[
     OptionRow::new(
         "log-level-file",
         Choice(LEVELS),
-        ALL,
+        ACTING,
         "level for file logging",
     )
     .group(Group::Log)
@@ -425,18 +421,18 @@ pub(crate) const OPTIONS: &[OptionRow] = &[
     OptionRow::new(
         "log-level-stderr",
         Choice(LEVELS),
-        ALL,
+        ACTING,
         "no effect here: warnings and errors go to stderr",
     )
     .group(Group::Log)
     .effect(Nothing),
-    OptionRow::new("log-path", Path, ALL, "path where log files are stored")
+    OptionRow::new("log-path", Path, ACTING, "path where log files are stored")
         .group(Group::Log)
         .default("/var/log/pgcairn"),
-    OptionRow::new("log-subprocess", Flag, ALL, "no effect here")
+    OptionRow::new("log-subprocess", Flag, ACTING, "no effect here")
         .group(Group::Log)
         .effect(Nothing),
-    OptionRow::new("log-timestamp", Flag, ALL, "enable timestamp in logging")
+    OptionRow::new("log-timestamp", Flag, ACTING, "enable timestamp in logging")
         .group(Group::Log)
         .default("y"),
     // Repository
@@ -496,18 +492,9 @@ pub(crate) const OPTIONS: &[OptionRow] = &[
     .group(Group::Repository)
     .effect(Unsupported),
     s3("repo1-s3-bucket", Text, "S3 repository bucket").required(),
-    s3(
-        "repo1-s3-endpoint",
-        Text,
-        "S3 repository endpoint; http:// before it: without TLS; unset: AWS",
-    ),
+    s3("repo1-s3-endpoint", Text, "endpoint; unset: AWS's"),
     s3("repo1-s3-key", Text, "S3 repository access key").secret(),
-    s3(
-        "repo1-s3-key-secret",
-        Text,
-        "S3 repository secret access key",
-    )
-    .secret(),
+    s3("repo1-s3-key-secret", Text, "S3 secret access key").secret(),
     s3(
         "repo1-s3-key-type",
         Choice(&["shared", "auto", "web-id", "pod-id", "process"]),
@@ -518,21 +505,13 @@ pub(crate) const OPTIONS: &[OptionRow] = &[
         .secret()
         .effect(Unsupported),
     s3("repo1-s3-region", Text, "S3 repository region"),
-    s3(
-        "repo1-s3-requester-pays",
-        Flag,
-        "S3 repository requester pays",
-    )
-    .default("n")
-    .effect(Unsupported),
+    s3("repo1-s3-requester-pays", Flag, "requester pays")
+        .default("n")
+        .effect(Unsupported),
     s3("repo1-s3-role", Text, "S3 repository role").effect(Unsupported),
-    s3(
-        "repo1-s3-sse-customer-key",
-        Text,
-        "S3 repository SSE customer key",
-    )
-    .secret()
-    .effect(Unsupported),
+    s3("repo1-s3-sse-customer-key", Text, "SSE customer key")
+        .secret()
+        .effect(Unsupported),
     s3("repo1-s3-token", Text, "S3 repository security token").secret(),
     s3(
         "repo1-s3-uri-style",
@@ -540,34 +519,12 @@ pub(crate) const OPTIONS: &[OptionRow] = &[
         "S3 URI style",
     )
     .default("host"),
-    s3(
-        "repo1-storage-ca-file",
-        Path,
-        "certificates to trust, instead of the system's",
-    ),
-    s3(
-        "repo1-storage-ca-path",
-        Path,
-        "directory of certificates to trust",
-    )
-    .effect(Unsupported),
-    s3(
-        "repo1-storage-host",
-        Text,
-        "host to connect to instead of the endpoint",
-    ),
-    s3(
-        "repo1-storage-port",
-        Number(1, 65535),
-        "port to connect to; unset: the endpoint's",
-    ),
+    s3("repo1-storage-ca-file", Path, "certificates to trust"),
+    s3("repo1-storage-ca-path", Path, "certificates to trust").effect(Unsupported),
+    s3("repo1-storage-host", Text, "host to connect to"),
+    s3("repo1-storage-port", Number(1, 65535), "port"),
     s3("repo1-storage-tag", Pairs, "tags of the objects").effect(Unsupported),
-    repo(
-        "repo1-storage-upload-chunk-size",
-        Text,
-        "objects are uploaded whole; no effect here",
-    )
-    .effect(Nothing),
+    repo("repo1-storage-upload-chunk-size", Text, "no effect here").effect(Nothing),
     s3(
         "repo1-storage-verify-tls",
         Flag,

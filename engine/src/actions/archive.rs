@@ -1,10 +1,8 @@
-//! Archiving one WAL file, and getting one back.
+//! Getting one WAL file out of the archive.
 //!
-//! Promises: a push is confirmed only when the file is durable in the repository; the same name with the same bytes is
-//! success, with other bytes an error, and nothing is ever overwritten. A get answers "not there" only if that is the end
-//! of the WAL as far as anybody can tell: the repository and the stanza were read, the file is absent, no gap record
-//! covers it, and no later segment of its timeline exists; every other answer is an error, "cannot tell". What it hands
-//! over is the segment of that name, and of this cluster.
+//! Promises: a get answers "not there" only if that is the end of the WAL as far as anybody can tell: the repository and
+//! the stanza were read, the file is absent, no gap record covers it, and no later segment of its timeline exists; every
+//! other answer is an error, "cannot tell". What it hands over is the segment of that name, and of this cluster.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -12,16 +10,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::actions::error::{Error, Result};
-use crate::actions::pipeline::{self, pause};
+use crate::actions::pipeline::pause;
 use crate::actions::stanza::{epoch_of, epochs_of};
 use crate::cluster::control_file::{self, ControlFile};
 use crate::cluster::wal_header;
 use crate::ids::Namer;
 use crate::pack::wal as wal_object;
-use crate::pack::writer::Sealer;
 use crate::repository::stanza::Epoch;
 use crate::repository::{Repository, layout, wal};
-use crate::storage::ErrorKind;
 use crate::wal_name::{Segment, Timeline, WalFile};
 
 /// How often a segment that may still arrive is looked for.
@@ -34,6 +30,8 @@ pub struct ArchiveOptions {
     pub stanza: String,
     /// The cluster's data directory.
     pub pgdata: PathBuf,
+    /// Where the stanza's epoch is remembered from one push to the next.
+    pub cache: PathBuf,
     /// zstd level.
     pub compress_level: i32,
     /// Working threads.
@@ -42,15 +40,6 @@ pub struct ArchiveOptions {
     pub header_check: bool,
     /// How long a get looks again for a segment that is absent although later ones are there.
     pub timeout: Duration,
-}
-
-/// What became of a push.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pushed {
-    /// It was stored.
-    Stored,
-    /// It was there already, with the same bytes.
-    AlreadyThere,
 }
 
 /// What became of a get.
@@ -62,103 +51,36 @@ pub enum Got {
     NotThere,
 }
 
-/// Puts one file of `pg_wal` into the archive; `file` is relative to the data directory, as `%p` is.
-pub fn archive_push(
-    repository: &Repository,
-    options: &ArchiveOptions,
-    file: &Path,
-) -> Result<Pushed> {
-    let path = options.pgdata.join(file);
-    let name = path
-        .file_name()
-        .and_then(|name| name.to_str())
-        .unwrap_or_default()
-        .to_owned();
-    let kind = WalFile::of(&name).map_err(|_| Error::NotWal(name.clone()))?;
-    let control = control_file::read(&options.pgdata).map_err(Error::Cluster)?;
-    let epoch =
-        epoch_of(repository, &options.stanza, &control, &options.pgdata).map_err(as_archiving)?;
-    let raw = fs::read(&path).map_err(|source| Error::ReadFile {
-        path: path.clone(),
-        source,
-    })?;
-    if options.header_check && matches!(kind, WalFile::Segment | WalFile::Partial) {
-        check_header(&raw, &name, &control, |found| Error::ForeignWal {
-            path: path.clone(),
-            found,
-        })?;
-    }
-    let object = encode(&raw, options, &name)?;
-    match wal::put(repository, &options.stanza, &epoch.name(), &name, &object) {
-        Ok(()) => Ok(Pushed::Stored),
-        Err(error)
-            if error.is_already_there() || error.storage_kind() == Some(ErrorKind::Unreachable) =>
-        {
-            // Lost answers and repeated pushes look alike: what counts is what is there now.
-            let stored =
-                wal::get(repository, &options.stanza, &epoch.name(), &name).map_err(|read| {
-                    Error::Repository(if read.is_not_found() { error } else { read })
-                })?;
-            let stored = decode(&stored, key_of(options, &epoch, &name)?)?;
-            if stored != raw {
-                return Err(Error::WalDuplicate {
-                    name,
-                    stanza: options.stanza.clone(),
-                });
-            }
-            Ok(Pushed::AlreadyThere)
-        }
-        Err(error) => Err(Error::Repository(error)),
-    }
-}
-
 /// A cluster that is not the stanza's is another kind of error here than for a backup.
-fn as_archiving(mut error: Error) -> Error {
+pub(super) fn as_archiving(mut error: Error) -> Error {
     if let Error::ForeignCluster { archiving, .. } = &mut error {
         *archiving = true;
     }
     error
 }
 
-fn encode(raw: &[u8], options: &ArchiveOptions, name: &str) -> Result<Vec<u8>> {
-    let damaged = |source| Error::Pack {
-        path: name.to_owned(),
-        source,
-    };
-    let pieces: Vec<&[u8]> = wal_object::split(raw).collect();
-    let sealed = pipeline::map(options.threads, &pieces, |pieces, keep| {
-        let namer = Namer::plain();
-        let mut sealer = Sealer::new(options.compress_level).map_err(damaged)?;
-        for (at, piece) in pieces {
-            keep(
-                at,
-                wal_object::seal_piece(&mut sealer, &namer, piece).map_err(damaged)?,
-            );
-        }
-        Ok(())
-    })?;
-    wal_object::assemble(&sealed).map_err(damaged)
-}
-
-fn decode(object: &[u8], key: String) -> Result<Vec<u8>> {
+/// The file that an object of the archive holds.
+pub(super) fn decode(object: &[u8], key: String) -> Result<Vec<u8>> {
     let namer = Namer::plain();
     wal_object::decode(&namer, object).map_err(|source| Error::WalDamaged { key, source })
 }
 
-fn key_of(options: &ArchiveOptions, epoch: &Epoch, name: &str) -> Result<String> {
-    layout::wal(&options.stanza, &epoch.name(), name)
+/// The key of a file in the archive, as errors name it.
+pub(super) fn key_of(stanza: &str, epoch: &str, name: &str) -> Result<String> {
+    layout::wal(stanza, epoch, name)
         .map(|key| key.to_string())
         .map_err(Error::Repository)
 }
 
-/// Checks that a segment is what its name says, and of this cluster.
-fn check_header(
-    raw: &[u8],
+/// Checks by its header that a segment of `bytes` is what its name says, and of this cluster.
+pub(super) fn check_header(
+    head: &[u8],
+    bytes: u64,
     name: &str,
     control: &ControlFile,
     foreign: impl Fn(String) -> Error,
 ) -> Result<()> {
-    let header = wal_header::parse(raw).map_err(|error| foreign(error.to_string()))?;
+    let header = wal_header::parse(head).map_err(|error| foreign(error.to_string()))?;
     if header.system_id != control.system_id {
         return Err(foreign(format!(
             "system id {}, the cluster has {}",
@@ -172,10 +94,9 @@ fn check_header(
         )));
     }
     let segment_bytes = header.segment_bytes;
-    if raw.len() != segment_bytes as usize {
+    if bytes != u64::from(segment_bytes) {
         return Err(foreign(format!(
-            "{} bytes long, a segment has {segment_bytes}",
-            raw.len()
+            "{bytes} bytes long, a segment has {segment_bytes}"
         )));
     }
     let segment = name.split('.').next().unwrap_or_default();
@@ -207,15 +128,22 @@ pub fn archive_get(
     };
     let begun = Instant::now();
     loop {
-        match wal::get(repository, &options.stanza, &epoch.name(), name) {
+        match wal::get(
+            repository.storage.as_ref(),
+            &options.stanza,
+            &epoch.name(),
+            name,
+        ) {
             Ok(object) => {
-                let key = key_of(options, epoch, name)?;
+                let key = key_of(&options.stanza, &epoch.name(), name)?;
                 let raw = decode(&object, key.clone())?;
                 // PostgreSQL would take another segment's content for the end of the WAL.
                 if options.header_check && matches!(kind, WalFile::Segment | WalFile::Partial) {
-                    check_header(&raw, name, &control, |found| Error::WalMisplaced {
-                        key: key.clone(),
-                        found,
+                    check_header(&raw, raw.len() as u64, name, &control, |found| {
+                        Error::WalMisplaced {
+                            key: key.clone(),
+                            found,
+                        }
                     })?;
                 }
                 write(&options.pgdata.join(destination), &raw)?;
@@ -263,9 +191,9 @@ fn evidence_of_more(
     let Some(timeline) = timeline.map(Timeline) else {
         return Ok(None);
     };
-    let later = wal::names_from(repository, stanza, &epoch, timeline, Some(name), 1)
-        .map_err(Error::Repository)?;
-    Ok(later.first().map(|later| format!("{later} is there")))
+    let later =
+        wal::first_after(repository, stanza, &epoch, timeline, name).map_err(Error::Repository)?;
+    Ok(later.map(|later| format!("{later} is there")))
 }
 
 /// Writes a fetched file whole: PostgreSQL must never see a part of a segment.

@@ -56,7 +56,7 @@ pub enum Error {
         /// The backup.
         label: String,
         /// What is wrong with the record.
-        source: repository::Error,
+        source: Box<repository::Error>,
     },
     /// A chunk that a backup needs cannot be had from any copy.
     #[error("chunk {chunk} of {needed_by} is damaged or missing")]
@@ -267,6 +267,46 @@ pub enum Error {
     /// No backup fits.
     #[error("no backup to restore: {0}")]
     BackupNotFound(String),
+    /// No way leads from any backup to the recovery target.
+    #[error("{target} cannot be reached: {why}")]
+    TargetUnreachable {
+        /// The target.
+        target: String,
+        /// What is in the way, and what can be reached.
+        why: String,
+    },
+    /// WAL behind the newest backup is missing.
+    #[error("WAL from {first} to {last} is missing behind backup {backup}")]
+    WalMissing {
+        /// The first segment that is missing.
+        first: String,
+        /// The last one.
+        last: String,
+        /// The backup.
+        backup: String,
+    },
+    /// The clocks of this machine and of the store differ.
+    #[error("the store's clock is {seconds} s away from this machine's")]
+    ClocksApart {
+        /// By how much.
+        seconds: u64,
+    },
+    /// There is hardly any room left for the spool.
+    #[error("{path} has {free_bytes} bytes left")]
+    SpoolFull {
+        /// The spool's folder.
+        path: PathBuf,
+        /// What is free.
+        free_bytes: u64,
+    },
+    /// A timeline history file in the archive is damaged.
+    #[error("{name} in the archive is damaged")]
+    HistoryDamaged {
+        /// The file's name.
+        name: String,
+        /// What is wrong with it.
+        source: cluster::timeline_history::BadHistory,
+    },
     /// A tablespace cannot go where it was, and was not mapped.
     #[error("tablespace {tablespace} cannot be restored to {path}: {why}")]
     TablespacePath {
@@ -344,6 +384,8 @@ pub enum ErrorKind {
     ArchiveMismatch,
     /// Same WAL name, other content.
     WalDuplicate,
+    /// WAL is missing that points in time need.
+    WalMissing,
     /// WAL did not arrive.
     ArchiveTimeout,
     /// `archive_mode` is off.
@@ -360,6 +402,8 @@ pub enum ErrorKind {
     PathMissing,
     /// No backup fits.
     BackupNotFound,
+    /// No backup reaches the recovery target.
+    TargetUnreachable,
     /// A tablespace has no place to go.
     TablespaceMap,
     /// A link has no place to go.
@@ -430,6 +474,7 @@ impl Error {
             | Error::PackDamaged { .. }
             | Error::TreeDamaged { .. }
             | Error::WalDamaged { .. }
+            | Error::HistoryDamaged { .. }
             | Error::WalMisplaced { .. }
             | Error::PackVanished { .. } => ErrorKind::Damaged,
             Error::NotRestorable { source, .. } => source.kind(),
@@ -460,9 +505,12 @@ impl Error {
             | Error::TargetForeign { .. } => ErrorKind::PathNotEmpty,
             Error::TargetMissing(_) => ErrorKind::PathMissing,
             Error::BackupNotFound(_) => ErrorKind::BackupNotFound,
+            Error::TargetUnreachable { .. } => ErrorKind::TargetUnreachable,
             Error::TablespacePath { .. } | Error::UnknownTablespace(_) => ErrorKind::TablespaceMap,
             Error::LinkPath { .. } | Error::UnknownLink(_) => ErrorKind::LinkMap,
-            Error::ClockBehind { .. } => ErrorKind::Clock,
+            Error::ClockBehind { .. } | Error::ClocksApart { .. } => ErrorKind::Clock,
+            Error::WalMissing { .. } => ErrorKind::WalMissing,
+            Error::SpoolFull { .. } => ErrorKind::Full,
             Error::Invalid(_) => ErrorKind::Invalid,
         }
     }

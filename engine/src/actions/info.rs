@@ -2,6 +2,7 @@
 
 use crate::actions::error::{Error, Result, with_causes};
 use crate::actions::label::{backups, running};
+use crate::actions::wal_window::{self, TimelineWindow};
 use crate::repository::snapshot::{self, Manifest};
 use crate::repository::{Repository, stanza, wal};
 
@@ -46,6 +47,8 @@ pub struct EpochInfo {
     pub wal_min: Option<String>,
     /// The last segment in the archive.
     pub wal_max: Option<String>,
+    /// What is there on each timeline, and what is missing; empty while no backup tells the size of a segment.
+    pub timelines: Vec<TimelineWindow>,
 }
 
 /// Tells of one stanza, or of all; a stanza that does not exist is not in the answer.
@@ -64,27 +67,27 @@ pub fn info(repository: &Repository, stanza: Option<&str>) -> Result<Vec<StanzaI
     Ok(infos)
 }
 
+/// The segments of an epoch by name, and what is there and missing on each of its timelines.
+pub(super) fn wal_of(
+    repository: &Repository,
+    stanza: &str,
+    epoch: &stanza::Epoch,
+    segment_bytes: Option<u32>,
+) -> Result<(Vec<String>, Vec<TimelineWindow>)> {
+    let contents = wal::contents(repository, stanza, &epoch.name()).map_err(Error::Repository)?;
+    let timelines = segment_bytes.map_or_else(Vec::new, |segment_bytes| {
+        wal_window::windows(&contents, segment_bytes)
+    });
+    Ok((contents.segments, timelines))
+}
+
 fn of_stanza(
     repository: &Repository,
     name: String,
     epochs: &[stanza::Epoch],
 ) -> Result<StanzaInfo> {
-    let mut listed = Vec::new();
-    for (id, epoch) in (1..).zip(epochs) {
-        let epoch_name = epoch.name();
-        let (wal_min, wal_max) =
-            wal::bounds(repository, &name, &epoch_name).map_err(Error::Repository)?;
-        listed.push(EpochInfo {
-            n: epoch.n,
-            name: epoch_name,
-            id,
-            system_id: epoch.system_id,
-            version: epoch.version,
-            wal_min,
-            wal_max,
-        });
-    }
-    let found = backups(repository, &name)?;
+    let decided = snapshot::list(repository, &name).map_err(Error::Repository)?;
+    let found = backups(repository, &decided)?;
     let unreadable = found
         .unreadable
         .into_iter()
@@ -93,7 +96,27 @@ fn of_stanza(
             label: unreadable.label,
         });
     let committed = found.committed.into_iter().map(|backup| backup.manifest);
-    let decided = snapshot::list(repository, &name).map_err(Error::Repository)?;
+    let committed: Vec<Manifest> = committed.collect();
+    let mut listed = Vec::new();
+    for (id, epoch) in (1..).zip(epochs) {
+        let epoch_name = epoch.name();
+        let segment_bytes = committed
+            .iter()
+            .rev()
+            .find(|backup| backup.epoch == epoch.n)
+            .map(|backup| backup.wal_segment_bytes);
+        let (segments, timelines) = wal_of(repository, &name, epoch, segment_bytes)?;
+        listed.push(EpochInfo {
+            n: epoch.n,
+            name: epoch_name,
+            id,
+            system_id: epoch.system_id,
+            version: epoch.version,
+            wal_min: segments.first().cloned(),
+            wal_max: segments.last().cloned(),
+            timelines,
+        });
+    }
     let running = running(repository, &name)?;
     let undecided = running
         .iter()
@@ -102,7 +125,7 @@ fn of_stanza(
     Ok(StanzaInfo {
         name,
         epochs: listed,
-        backups: committed.collect(),
+        backups: committed,
         unreadable: unreadable.collect(),
         undecided: u32::try_from(undecided).unwrap_or(u32::MAX),
     })

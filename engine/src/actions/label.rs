@@ -37,14 +37,14 @@ pub(super) struct Backups {
     pub(super) unreadable: Vec<Unreadable>,
 }
 
-/// Reads the registers of a stanza. One that is damaged does not hide the others.
-pub(super) fn backups(repository: &Repository, stanza: &str) -> Result<Backups> {
+/// Reads the registers listed. One that is damaged does not hide the others.
+pub(super) fn backups(repository: &Repository, listed: &[Snapshot]) -> Result<Backups> {
     let mut backups = Backups::default();
-    for snapshot in snapshot::list(repository, stanza).map_err(Error::Repository)? {
-        match read_committed(repository, &snapshot) {
+    for snapshot in listed {
+        match read_committed(repository, snapshot) {
             Ok(found) => backups.committed.extend(found),
             Err(Error::BackupUnreadable { label, source }) => {
-                let error = source;
+                let error = *source;
                 backups.unreadable.push(Unreadable { label, error });
             }
             Err(error) => return Err(error),
@@ -90,7 +90,7 @@ fn read_committed(repository: &Repository, snapshot: &Snapshot) -> Result<Option
         Ok(Register::Fenced) => Ok(None),
         Err(source @ repository::Error::Record { .. }) => Err(Error::BackupUnreadable {
             label: snapshot.label.clone(),
-            source,
+            source: Box::new(source),
         }),
         Err(error) => Err(Error::Repository(error)),
     }
@@ -119,6 +119,9 @@ pub(super) fn choose(
             let message = with_causes(&unreadable);
             if told.insert(message.clone()) {
                 let object = format!("stanza {}", stanza_of(listed));
+                let message = format!(
+                    "{message}; it cannot be restored, and this backup does not build on it"
+                );
                 monitor.problem(&Problem { object, message });
             }
             Ok(())

@@ -5,10 +5,14 @@
 //! went wrong without ending it is told to the monitor as a problem. All threads are those of `pipeline.rs`.
 
 mod archive;
+mod archive_push;
+mod archive_queue;
 mod assemble;
 mod backup;
+mod check;
 mod commit;
 mod copy;
+mod epoch_cache;
 mod error;
 mod fetch;
 mod fill;
@@ -23,25 +27,39 @@ mod pages;
 mod pipeline;
 mod places;
 mod plan;
+mod recovery_target;
 mod reindex;
 mod restore;
 mod run_lock;
 mod session;
 mod stanza;
+mod stanza_end;
 mod stat_record;
 mod target;
 mod unfold;
 mod wal_needed;
+mod wal_path;
+mod wal_window;
 
-pub use archive::{ArchiveOptions, Got, Pushed, archive_get, archive_push};
+pub use archive::{ArchiveOptions, Got, archive_get};
+pub use archive_push::{Pushed, archive_push};
+pub use archive_queue::{
+    PushStatus, QueueOptions, QueueSummary, drop_if_too_many, forget_failure, forget_statuses,
+    push_queue, push_status,
+};
 pub use backup::{BackupOptions, BackupSummary, backup};
+pub use check::{CheckItem, CheckOptions, Verdict, check};
 pub use error::{Error, ErrorKind, Result};
 pub use info::{EpochInfo, StanzaInfo, UnreadableBackup, info};
 pub use open::{StorageLocation, create_storage, open_repository, open_storage};
 pub use pages::PageVerdict;
+pub use recovery_target::Goal;
 pub use reindex::{
     IndexOptions, IndexRebuilt, IndexVerified, index_segments, open_index, rebuild_index,
     verify_index,
 };
 pub use restore::{RestoreOptions, RestoreSummary, restore};
-pub use stanza::{StanzaCreateOptions, StanzaCreateSummary, stanza_create};
+pub use stanza::{StanzaCreateOptions, StanzaCreateSummary, stanza_create, stanza_upgrade};
+pub use stanza_end::{StanzaDeleteOptions, StanzaDeleteSummary, stanza_delete};
+pub use wal_path::TimelineGoal;
+pub use wal_window::{TimelineWindow, WalRange};

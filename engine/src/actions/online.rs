@@ -183,52 +183,33 @@ impl<'s> BackupMode<'s> {
         }
         let bytes = control.wal_segment_bytes;
         let archive = archive(repository, options, epoch, control);
-        archive
-            .wait_for(window.start_segment(bytes), window.stop_segment(bytes))
-            .map(drop)
+        archive.wait_for(window.start_segment(bytes), window.stop_segment(bytes))
     }
 }
 
 fn archive<'a>(
     repository: &'a Repository,
     options: &'a BackupOptions,
-    epoch: &Epoch,
+    epoch: &'a Epoch,
     control: &ControlFile,
 ) -> Archive<'a> {
     Archive {
         repository,
         stanza: &options.stanza,
-        epoch: epoch.name(),
+        epoch,
         segment_bytes: control.wal_segment_bytes,
+        threads: options.threads,
         timeout: options.archive_timeout,
     }
 }
 
-/// Checks that the server is the one whose files we read, and that it archives to us.
+/// Checks that the server can be backed up: it is the one whose files we read, a primary, and archives to us.
 fn check_identity(
     identity: &Identity,
     options: &BackupOptions,
     control: &ControlFile,
 ) -> Result<()> {
-    let differs = |what| Error::DifferentCluster {
-        what,
-        pgdata: options.pgdata.clone(),
-    };
-    if identity.version_num / 10_000 != control.version {
-        return Err(differs("the version"));
-    }
-    let configured = options
-        .pgdata
-        .canonicalize()
-        .unwrap_or_else(|_| options.pgdata.clone());
-    let server = Path::new(&identity.data_directory);
-    if server.canonicalize().unwrap_or_else(|_| server.to_owned()) != configured {
-        let configured = options.pgdata.clone();
-        return Err(Error::DifferentDirectory {
-            server: server.to_owned(),
-            configured,
-        });
-    }
+    check_same(identity, &options.pgdata, control)?;
     if identity.in_recovery {
         return Err(Error::ServerChanged(
             "it is a standby: back up the primary".to_owned(),
@@ -240,13 +221,37 @@ fn check_identity(
     if !options.archive_check {
         return Ok(());
     }
+    check_archiving(identity, options.archive_mode_check)
+}
+
+/// Checks that the server is the one whose files we read.
+pub(super) fn check_same(identity: &Identity, pgdata: &Path, control: &ControlFile) -> Result<()> {
+    if identity.version_num / 10_000 != control.version {
+        return Err(Error::DifferentCluster {
+            what: "the version",
+            pgdata: pgdata.to_owned(),
+        });
+    }
+    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let server = Path::new(&identity.data_directory);
+    if real(server) != real(pgdata) {
+        return Err(Error::DifferentDirectory {
+            server: server.to_owned(),
+            configured: pgdata.to_owned(),
+        });
+    }
+    Ok(())
+}
+
+/// Checks that the server archives, and does it with this program.
+pub(super) fn check_archiving(identity: &Identity, archive_mode_check: bool) -> Result<()> {
     match identity.archive_mode.as_str() {
         "off" => return Err(Error::ArchiveDisabled("off".to_owned())),
-        "always" if options.archive_mode_check => return Err(Error::ArchiveAlways),
+        "always" if archive_mode_check => return Err(Error::ArchiveAlways),
         _ => {}
     }
     let ours = identity.archive_command.contains("pgcairn") || !identity.archive_library.is_empty();
-    if options.archive_mode_check && !ours {
+    if archive_mode_check && !ours {
         return Err(Error::ArchiveCommand(identity.archive_command.clone()));
     }
     Ok(())

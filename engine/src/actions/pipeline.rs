@@ -5,6 +5,7 @@
 //!                                            └──jobs──▶ work × process-max ──results──┘
 //!                                                            └──packs──▶ store × 2
 //! restore                                 produce ──jobs──▶ work × process-max
+//! archive-push                            seal and put, and at the same time confirm (`both`)
 //! beside any of them                      tick, every few seconds (server keep-alive, beats)
 //! ```
 //!
@@ -243,6 +244,21 @@ pub(super) fn map<I: Sync, O: Send>(
     let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
     done.sort_unstable_by_key(|(at, _)| *at);
     Ok(done.into_iter().map(|(_, output)| output).collect())
+}
+
+/// Does two things at the same time, the second on the calling thread.
+pub(super) fn both<A: Send, B>(
+    one: impl FnOnce() -> A + Send,
+    other: impl FnOnce() -> B,
+) -> (A, B) {
+    std::thread::scope(|scope| {
+        let one = scope.spawn(one);
+        let other = other();
+        let one = one
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        (one, other)
+    })
 }
 
 /// Calls `tick` every `interval` on a thread of its own while `body` runs. What `tick` fails with is the error of the

@@ -100,11 +100,13 @@ impl Places {
     /// The path that the link at `path` must have, if it is restored as a link.
     pub(super) fn link_target(&self, path: &[u8]) -> Option<PathBuf> {
         let place = self.0.iter().skip(1).find(|place| place.prefix == path)?;
-        Some(
-            place
+        // Joining nothing would leave a slash at the end.
+        Some(match place.base.as_slice() {
+            [] => place.path.clone(),
+            name => place
                 .path
-                .join(Path::new(std::ffi::OsStr::from_bytes(&place.base))),
-        )
+                .join(Path::new(std::ffi::OsStr::from_bytes(name))),
+        })
     }
 
     fn add(&mut self, entry: &Entry, destination: &Path, shared: bool) -> Result<()> {

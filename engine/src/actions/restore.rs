@@ -11,26 +11,31 @@ use std::time::Instant;
 use crate::actions::error::{Error, Result, with_causes};
 use crate::actions::fetch::Locator;
 use crate::actions::fill::Filler;
-use crate::actions::label::{Committed, newest};
+use crate::actions::label::Committed;
 use crate::actions::nodes::{NodeReader, TreeCursor};
 use crate::actions::pipeline::run_jobs;
 use crate::actions::places::{Places, place_links};
+use crate::actions::recovery_target::{Goal, choose};
 use crate::actions::session::{Session, present};
 use crate::actions::stanza::epochs_of;
 use crate::actions::target::{self, MARKER, Marker};
 use crate::actions::unfold::Unfolder;
+use crate::actions::wal_path::TimelineGoal;
 use crate::cluster::control_file;
 use crate::cluster::recovery::{self, Recovery, RecoveryType};
 use crate::monitor::{Counter, Monitor, Problem, Stage, Tally};
 use crate::repository::Repository;
 use crate::repository::run::Role;
-use crate::repository::snapshot::{self, Manifest};
+use crate::repository::snapshot::Manifest;
 use crate::repository::tree::{Content, Entry, EntryKind, FOLLOWED};
 
 /// Requests that are under way at once, at least: one is answered while another is decoded.
 const LEAST_THREADS: usize = 2;
 /// The same where each is a round trip: what hides the latency of a store.
 const LEAST_REMOTE_THREADS: usize = 10;
+
+/// The first PostgreSQL that reads WAL ahead of what it replays, and so asks for segments behind its target.
+const FIRST_LOOKING_AHEAD: u32 = 15;
 
 /// What a restore is asked to do.
 #[derive(Debug, Clone)]
@@ -51,7 +56,7 @@ pub struct RestoreOptions {
     pub delta: bool,
     /// Write into a directory that is not empty, or that was another cluster.
     pub force: bool,
-    /// The backup's label; `None`: the newest.
+    /// The backup's label; `None`: the newest that reaches the target.
     pub set: Option<String>,
     /// Where tablespaces go: oid or name, path.
     pub tablespace_map: Vec<(String, PathBuf)>,
@@ -63,6 +68,10 @@ pub struct RestoreOptions {
     pub link_all: bool,
     /// What the restored server does when it starts.
     pub recovery: Recovery,
+    /// Where recovery is to end.
+    pub goal: Goal,
+    /// Along which timeline.
+    pub timeline: TimelineGoal,
     /// The type of recovery was asked for; otherwise the backup of a stopped cluster gets none.
     pub recovery_given: bool,
     /// This host's name.
@@ -71,6 +80,8 @@ pub struct RestoreOptions {
     pub now_ms: i64,
     /// The time as it is written into settings.
     pub stamp: String,
+    /// How a time is told to a person.
+    pub time: fn(i64) -> String,
 }
 
 /// What a restore did.
@@ -121,12 +132,13 @@ pub fn restore(
         (host, options.now_ms),
         monitor,
         |session| {
-            let chosen = choose(repository, options)?;
+            let chosen = choose(repository, options, monitor)?;
             Restore {
                 repository,
                 session,
                 options,
-                chosen: &chosen,
+                chosen: &chosen.backup,
+                before_hole: chosen.before_hole,
                 tally,
                 monitor,
                 begun,
@@ -136,26 +148,12 @@ pub fn restore(
     )
 }
 
-/// The backup that was asked for.
-fn choose(repository: &Repository, options: &RestoreOptions) -> Result<Committed> {
-    let stanza = &options.stanza;
-    let listed = snapshot::list(repository, stanza).map_err(Error::Repository)?;
-    let wanted = |label: &str| options.set.as_ref().is_none_or(|set| set == label);
-    // Which backup is the newest must not depend on what can be read.
-    let found = newest(repository, &listed, wanted, |_| true, Err)?;
-    found.ok_or_else(|| {
-        Error::BackupNotFound(match &options.set {
-            None => format!("stanza {stanza} has none"),
-            Some(label) => format!("stanza {stanza} has no backup {label}"),
-        })
-    })
-}
-
 struct Restore<'a> {
     repository: &'a Repository,
     session: &'a Session<'a>,
     options: &'a RestoreOptions,
     chosen: &'a Committed,
+    before_hole: bool,
     tally: &'a Tally,
     monitor: &'a dyn Monitor,
     begun: Instant,
@@ -172,7 +170,8 @@ impl Restore<'_> {
     fn run(&self) -> Result<RestoreSummary> {
         let manifest = &self.chosen.manifest;
         let marker = Marker::of(self.repository.id, manifest);
-        let state = target::inspect(&self.options.pgdata, self.options, &marker)?;
+        let control = self.control_bytes()?;
+        let state = target::inspect(&self.options.pgdata, self.options, &marker, &control)?;
         state.notes.iter().for_each(|note| self.monitor.note(note));
         let mut note = |object, message| self.monitor.problem(&Problem { object, message });
         let (cache, stanza) = (&self.options.cache, &self.options.stanza);
@@ -200,7 +199,6 @@ impl Restore<'_> {
         self.monitor.stage(Stage::Sync, 0, 0);
         let syncing = Instant::now();
         target::sync(places.paths())?;
-        let control = self.control_bytes()?;
         target::release(&places, &control, manifest.pg_control_mode)?;
         Ok(RestoreSummary {
             label: manifest.label.clone(),
@@ -275,6 +273,10 @@ impl Restore<'_> {
         let mut recovery = self.options.recovery.clone();
         if !self.chosen.manifest.online && !self.options.recovery_given {
             recovery.kind = RecoveryType::None;
+        }
+        if self.before_hole && self.chosen.manifest.version >= FIRST_LOOKING_AHEAD {
+            let setting = ("recovery_prefetch".to_owned(), "off".to_owned());
+            recovery.settings.insert(0, setting);
         }
         recovery::write(places.data(), &recovery, &self.options.stamp).map_err(Error::Cluster)
     }

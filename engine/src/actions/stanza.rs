@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::actions::error::{Error, Result};
+use crate::actions::online::check_same;
 use crate::cluster::control_file::{self, ControlFile};
 use crate::cluster::server::Server;
 use crate::monitor::Monitor;
@@ -41,25 +42,7 @@ pub fn stanza_create(
     monitor: &dyn Monitor,
 ) -> Result<StanzaCreateSummary> {
     layout::check_stanza_name(&options.stanza).map_err(Error::Repository)?;
-    let control = control_file::read(&options.pgdata).map_err(Error::Cluster)?;
-    if let Some(server) = server {
-        let identity = server.identity().map_err(Error::Cluster)?;
-        if identity.version_num / 10_000 != control.version {
-            return Err(Error::DifferentCluster {
-                what: "the version",
-                pgdata: options.pgdata.clone(),
-            });
-        }
-        let directory = Path::new(&identity.data_directory);
-        let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
-        if real(directory) != real(&options.pgdata) {
-            let configured = options.pgdata.clone();
-            return Err(Error::DifferentDirectory {
-                server: directory.to_owned(),
-                configured,
-            });
-        }
-    }
+    let control = cluster_of(options, server)?;
     let repository = repository::create(storage).map_err(Error::Repository)?;
     let epochs = stanza::epochs(&repository, &options.stanza).map_err(Error::Repository)?;
     if let Some(newest) = epochs.last() {
@@ -79,6 +62,39 @@ pub fn stanza_create(
     .map_err(Error::Repository)?;
     check_epoch(&epoch, &options.stanza, &control, &options.pgdata)?;
     Ok(summary(&epoch, true))
+}
+
+/// Makes the cluster at hand the stanza's newest epoch, after `pg_upgrade` or a new `initdb`; the stanza must exist. What
+/// earlier epochs hold stays as it is.
+pub fn stanza_upgrade(
+    repository: &Repository,
+    options: &StanzaCreateOptions,
+    server: Option<&mut dyn Server>,
+) -> Result<StanzaCreateSummary> {
+    let control = cluster_of(options, server)?;
+    let before = epochs_of(repository, &options.stanza)?;
+    let epoch = stanza::add_epoch(
+        repository,
+        &options.stanza,
+        control.system_id,
+        control.version,
+    )
+    .map_err(Error::Repository)?;
+    let created = before.iter().all(|old| old.n != epoch.n);
+    Ok(summary(&epoch, created))
+}
+
+/// The cluster in the data directory, which must be the server's if there is one.
+fn cluster_of(
+    options: &StanzaCreateOptions,
+    server: Option<&mut dyn Server>,
+) -> Result<ControlFile> {
+    let control = control_file::read(&options.pgdata).map_err(Error::Cluster)?;
+    if let Some(server) = server {
+        let identity = server.identity().map_err(Error::Cluster)?;
+        check_same(&identity, &options.pgdata, &control)?;
+    }
+    Ok(control)
 }
 
 fn summary(epoch: &Epoch, created: bool) -> StanzaCreateSummary {

@@ -1,9 +1,10 @@
 //! The directory that is restored into: looked at before anything is touched, claimed by a marker, released at the end.
 //!
 //! Promises: a live cluster, a foreign one, and a directory that is no cluster are refused before anything is written;
-//! from the claim to the release there is no `global/pg_control`, so nothing starts by accident.
+//! from the claim to the release there is no `global/pg_control`, so nothing starts by accident; a marker that outlived
+//! its restore gives no leave to write over a cluster that was used since.
 
-use std::fs::{self, File};
+use std::fs::{self, DirEntry, File};
 use std::io::{ErrorKind as IoKind, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -81,14 +82,20 @@ pub(super) struct State {
     pub(super) notes: Vec<String>,
 }
 
-/// Looks at the target and refuses what must not be written over; makes the directory if it is not there.
-pub(super) fn inspect(pgdata: &Path, options: &RestoreOptions, marker: &Marker) -> Result<State> {
+/// Looks at the target and refuses what must not be written over; makes the directory if it is not there. `control` is
+/// what `global/pg_control` will be.
+pub(super) fn inspect(
+    pgdata: &Path,
+    options: &RestoreOptions,
+    marker: &Marker,
+    control: &[u8],
+) -> Result<State> {
     let failed = |source| Error::WriteFile {
         path: pgdata.to_owned(),
         source,
     };
     let mut notes = Vec::new();
-    let mut listing = match fs::read_dir(pgdata) {
+    let listing = match fs::read_dir(pgdata) {
         Ok(listing) => listing,
         Err(error) if error.kind() == IoKind::NotFound && !pgdata.is_symlink() => {
             fs::create_dir(pgdata).map_err(failed)?;
@@ -101,7 +108,9 @@ pub(super) fn inspect(pgdata: &Path, options: &RestoreOptions, marker: &Marker) 
         Err(error) => return Err(failed(error)),
     };
     refuse_running(pgdata).map_err(Error::Cluster)?;
-    if listing.next().is_none() {
+    // A restore that was killed before its marker was in place has done nothing else.
+    let counts = |entry: &DirEntry| entry.file_name().as_encoded_bytes() != MARKER_TEMPORARY;
+    if !listing.flatten().any(|entry| counts(&entry)) {
         return Ok(State { notes });
     }
     let foreign = |found: String| Error::TargetForeign {
@@ -109,7 +118,7 @@ pub(super) fn inspect(pgdata: &Path, options: &RestoreOptions, marker: &Marker) 
         found,
         expected: format!("system id {}", marker.system_id),
     };
-    if let Some(found) = read_marker(pgdata)? {
+    if let Some(found) = read_marker(pgdata)?.filter(|_| !was_used(pgdata, control)) {
         if found.system_id != marker.system_id && !options.force {
             return Err(foreign(format!(
                 "an interrupted restore of system id {}",
@@ -144,6 +153,12 @@ pub(super) fn inspect(pgdata: &Path, options: &RestoreOptions, marker: &Marker) 
     Ok(State { notes })
 }
 
+/// Whether the directory has a control file that this restore would not write. Beside a marker: the restore was killed
+/// when it was done but for the marker, and a server has run there since; or it was killed before it had begun.
+fn was_used(pgdata: &Path, control: &[u8]) -> bool {
+    fs::read(pgdata.join(control_file::PATH)).is_ok_and(|found| found != control)
+}
+
 fn read_marker(pgdata: &Path) -> Result<Option<Marker>> {
     let path = pgdata.join(MARKER_FILE);
     let mut text = String::new();
@@ -164,10 +179,16 @@ pub(super) fn claim(places: &Places, marker: &Marker) -> Result<()> {
         .and_then(|()| root.sync_dir(b""))
         .map_err(Error::Cluster)?;
     let global = root.stat(GLOBAL).map_err(Error::Cluster)?;
-    if global.is_some_and(|global| global.kind == Kind::Link) {
-        root.remove(GLOBAL)
+    match global {
+        Some(global) if global.kind == Kind::Link => root
+            .remove(GLOBAL)
             .and_then(|()| root.sync_dir(b""))
-            .map_err(Error::Cluster)?;
+            .map_err(Error::Cluster)?,
+        // Its owner may have taken the right to write in it from himself.
+        Some(global) if global.kind == Kind::Directory && global.mode & 0o700 != 0o700 => {
+            root.chmod(GLOBAL, 0o700).map_err(Error::Cluster)?;
+        }
+        _ => {}
     }
     let (control, folder) = (places.resolve(CONTROL), places.resolve(GLOBAL));
     control

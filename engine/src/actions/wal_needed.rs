@@ -1,15 +1,22 @@
 //! Proof that the WAL which a backup needs is in the repository.
 //!
-//! Promises: every segment from the backup's start to its stop, on its timeline, is present and is WAL of the right
-//! length before the backup is committed; waiting ends after the archive timeout with the first segment that is missing.
+//! Promises: before a backup is committed, every segment from its start to its stop is present, has the length of a
+//! segment, and begins as this cluster's WAL at its place does; waiting ends after the archive timeout with the first
+//! segment that is missing. Of a segment, a footer and a first block are read; its pieces are verified by whoever
+//! decodes them.
 
 use std::time::{Duration, Instant};
 
+use crate::actions::archive::key_of;
 use crate::actions::error::{Error, Result};
-use crate::actions::pipeline::pause;
+use crate::actions::pipeline::{map, pause};
 use crate::cluster::server::Server;
+use crate::cluster::wal_header::{self, WalHeader};
+use crate::pack::reader::ReadError;
+use crate::pack::wal as wal_object;
+use crate::repository::stanza::Epoch;
 use crate::repository::{Repository, wal};
-use crate::wal_name::{Segment, Timeline};
+use crate::wal_name::{Lsn, Segment, Timeline};
 
 /// How often the repository is asked for a segment that has not arrived: an incremental of an idle cluster takes a few
 /// tenths of a second in all.
@@ -22,17 +29,62 @@ const SLOW_POLL: Duration = Duration::from_millis(250);
 pub(super) struct Archive<'a> {
     pub(super) repository: &'a Repository,
     pub(super) stanza: &'a str,
-    pub(super) epoch: String,
+    pub(super) epoch: &'a Epoch,
     pub(super) segment_bytes: u32,
+    pub(super) threads: usize,
     pub(super) timeout: Duration,
 }
 
 impl Archive<'_> {
-    fn has(&self, segment: Segment) -> Result<bool> {
+    fn present(&self, name: &str) -> Result<Option<u64>> {
+        wal::present(self.repository, self.stanza, &self.epoch.name(), name)
+            .map_err(Error::Repository)
+    }
+
+    /// Checks that a segment that is there is the one that its name says.
+    fn prove(&self, segment: Segment) -> Result<()> {
         let name = segment.file_name(self.segment_bytes);
-        let present = wal::present(self.repository, self.stanza, &self.epoch, &name)
-            .map_err(Error::Repository)?;
-        Ok(present.is_some())
+        let key = key_of(self.stanza, &self.epoch.name(), &name)?;
+        let unfit = |found: String| Error::WalMisplaced {
+            key: key.clone(),
+            found,
+        };
+        let stored = self.present(&name)?;
+        let stored = stored.ok_or_else(|| self.timed_out(segment))?;
+        let mut fetch = |offset: u64, buffer: &mut [u8]| {
+            let epoch = self.epoch.name();
+            wal::get_range(self.repository, self.stanza, &epoch, &name, offset, buffer)
+        };
+        let seen =
+            wal_object::glance(&mut fetch, stored, wal_header::BYTES).map_err(
+                |error| match error {
+                    ReadError::Fetch(error) => Error::Repository(error),
+                    ReadError::Pack(source) => Error::WalDamaged {
+                        key: key.clone(),
+                        source,
+                    },
+                },
+            )?;
+        if seen.bytes != u64::from(self.segment_bytes) {
+            let (found, expected) = (seen.bytes, self.segment_bytes);
+            return Err(unfit(format!(
+                "it has {found} bytes, a segment has {expected}"
+            )));
+        }
+        let header = wal_header::parse(&seen.head).map_err(|error| unfit(error.to_string()))?;
+        let expected = WalHeader {
+            version: self.epoch.version,
+            system_id: self.epoch.system_id,
+            page_address: Lsn(segment.number * u64::from(self.segment_bytes)),
+            segment_bytes: self.segment_bytes,
+        };
+        if header != expected {
+            return Err(unfit(format!(
+                "its header is of PostgreSQL {}, system id {}, position {}",
+                header.version, header.system_id, header.page_address
+            )));
+        }
+        Ok(())
     }
 
     /// Waits until one of `segments` is there.
@@ -41,7 +93,10 @@ impl Archive<'_> {
         let mut polls = 0;
         loop {
             for segment in segments {
-                if self.has(*segment)? {
+                if self
+                    .present(&segment.file_name(self.segment_bytes))?
+                    .is_some()
+                {
                     return Ok(true);
                 }
             }
@@ -53,22 +108,26 @@ impl Archive<'_> {
         }
     }
 
-    /// Waits for all segments from `first` to `last`; answers their number.
-    pub(super) fn wait_for(&self, first: Segment, last: Segment) -> Result<u64> {
-        for number in first.number..=last.number {
-            let segment = Segment {
-                timeline: first.timeline,
-                number,
-            };
+    /// Waits for all segments from `first` to `last`, and checks each of them.
+    pub(super) fn wait_for(&self, first: Segment, last: Segment) -> Result<()> {
+        let of_number = |number| Segment {
+            timeline: first.timeline,
+            number,
+        };
+        let segments: Vec<Segment> = (first.number..=last.number).map(of_number).collect();
+        for segment in &segments {
+            let segment = *segment;
             if !self.wait_for_any(&[segment], self.timeout)? {
-                let seconds = self.timeout.as_secs();
-                return Err(Error::ArchiveTimeout {
-                    segment: segment.file_name(self.segment_bytes),
-                    seconds,
-                });
+                return Err(self.timed_out(segment));
             }
         }
-        Ok(last.number + 1 - first.number)
+        let proven = map(self.threads, &segments, |segments, keep| {
+            for (at, segment) in segments {
+                keep(at, self.prove(*segment)?);
+            }
+            Ok(())
+        });
+        proven.map(drop)
     }
 
     /// Shows, before anything is copied, that the server's archiving reaches this repository: the segment before the
@@ -86,19 +145,40 @@ impl Archive<'_> {
         if self.wait_for_any(&[before], grace)? {
             return Ok(());
         }
+        let segment = self.switch(server, start.timeline)?;
+        if self.wait_for_any(&[before, segment], self.timeout)? {
+            return Ok(());
+        }
+        Err(self.timed_out(segment))
+    }
+
+    /// Ends the current segment, waits until it has arrived, and checks it; answers its name.
+    pub(super) fn prove_switch(
+        &self,
+        server: &mut dyn Server,
+        timeline: Timeline,
+    ) -> Result<String> {
+        let segment = self.switch(server, timeline)?;
+        if !self.wait_for_any(&[segment], self.timeout)? {
+            return Err(self.timed_out(segment));
+        }
+        self.prove(segment)?;
+        Ok(segment.file_name(self.segment_bytes))
+    }
+
+    /// Ends the current segment, in which there is something.
+    fn switch(&self, server: &mut dyn Server, timeline: Timeline) -> Result<Segment> {
         server
             .restore_point("pgcairn archive check")
             .map_err(Error::Cluster)?;
         let switched = server.switch_wal().map_err(Error::Cluster)?;
-        let segment =
-            Segment::holding_end(Timeline(start.timeline.0), switched, self.segment_bytes);
-        if self.wait_for_any(&[before, segment], self.timeout)? {
-            return Ok(());
-        }
-        let seconds = self.timeout.as_secs();
-        Err(Error::ArchiveTimeout {
+        Ok(Segment::holding_end(timeline, switched, self.segment_bytes))
+    }
+
+    fn timed_out(&self, segment: Segment) -> Error {
+        Error::ArchiveTimeout {
             segment: segment.file_name(self.segment_bytes),
-            seconds,
-        })
+            seconds: self.timeout.as_secs(),
+        }
     }
 }

@@ -19,6 +19,7 @@ pub mod root;
 pub mod rules;
 pub mod running;
 pub mod server;
+pub mod timeline_history;
 pub mod wal_header;
 
 /// The major versions of PostgreSQL that are supported.

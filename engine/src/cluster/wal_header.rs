@@ -19,6 +19,9 @@ const MAGICS: [(u16, u32); 6] = [
 /// Set in `info` where the header is the long one, as on the first page of every segment.
 const LONG_HEADER: u16 = 0x0002;
 
+/// Bytes of a header.
+pub const BYTES: usize = 40;
+
 /// What the header of a segment says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WalHeader {

@@ -318,6 +318,14 @@ mod tests {
             ),
             pages_of_32_kib
         );
+        let document = include_str!("../../docs/format.md");
+        let words: Vec<&str> = document.split_whitespace().collect();
+        let document = words.join(" ");
+        let lists: [&[u32]; 3] = [&plain, &pages_of_8_kib, &pages_of_32_kib];
+        for ends in lists {
+            let ends: Vec<String> = ends.iter().map(u32::to_string).collect();
+            assert!(document.contains(&ends.join(", ")), "{ends:?}");
+        }
     }
 
     #[test]

@@ -4,9 +4,19 @@
 //! raw length and carries no checksum and no dictionary id (the chunk id vouches for the content). Decoding writes only
 //! into memory that the caller's length allows, and refuses a frame of another length. The only file that knows zstd.
 
-use std::io;
+use std::io::{self, Read};
 
-use zstd::zstd_safe;
+use zstd::zstd_safe::{self, CParameter};
+
+/// The level whose tables are [`TABLE_LOG`] here.
+const TUNED_LEVEL: i32 = 3;
+/// Both tables of level 3 have 2^15 places of 4 bytes. zstd's own choice for chunks of our size takes 512 to 768 KiB,
+/// which with the chunk is more than a core's second-level cache: 10 % slower, for 0.3 % fewer bytes (measured on heap
+/// and index pages of pgbench and of text).
+const TABLE_LOG: u32 = 15;
+
+/// No block of a zstd frame is longer, as stored or decoded; headers of frame and block come on top.
+pub const LARGEST_BLOCK: usize = (128 << 10) + 32;
 
 /// How a payload is stored. The numbers are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -58,6 +68,10 @@ impl Compressor {
         context.include_contentsize(true)?;
         context.include_checksum(false)?;
         context.include_dictid(false)?;
+        if level == TUNED_LEVEL {
+            context.set_parameter(CParameter::HashLog(TABLE_LOG))?;
+            context.set_parameter(CParameter::ChainLog(TABLE_LOG))?;
+        }
         Ok(Compressor {
             context,
             frame: Vec::new(),
@@ -106,6 +120,12 @@ impl Decompressor {
         }
         Ok(())
     }
+}
+
+/// Fills `out` with the first bytes of what a frame holds, of which only the beginning is at hand: enough of it for the
+/// first block, which has at most [`LARGEST_BLOCK`] bytes.
+pub fn first_bytes(frame: &[u8], out: &mut [u8]) -> io::Result<()> {
+    zstd::stream::read::Decoder::with_buffer(frame)?.read_exact(out)
 }
 
 /// The raw length that a zstd frame announces; `None` if it is no such frame or does not tell.

@@ -413,11 +413,12 @@ mod tests {
     use crate::ids::digest;
     use crate::pack::reader::parse_footer;
 
-    const SPECIFICATION: &str = include_str!("../../docs/format-pack.md");
+    const SPECIFICATION: &str = include_str!("../../docs/format.md");
 
     /// The bytes of the worked example: lines of offset, hex, bar, remark.
     fn worked_example() -> Vec<u8> {
-        let (_, dump) = SPECIFICATION.split_once("```hex\n").unwrap();
+        let (_, section) = SPECIFICATION.split_once("\n## Pack\n").unwrap();
+        let (_, dump) = section.split_once("```hex\n").unwrap();
         let (dump, _) = dump.split_once("```").unwrap();
         let mut bytes = Vec::new();
         for line in dump.lines() {

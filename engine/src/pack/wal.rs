@@ -5,9 +5,11 @@
 //! Pieces are independent, so that a caller can seal them on several threads. Knows nothing of what is in a WAL file.
 
 use crate::ids::{BlobKind, ChunkId, Namer, PackId};
-use crate::pack::compress::Codec;
-use crate::pack::format::{ENTRY_BYTES, FRAME_BYTES, FooterEntry, HEADER_BYTES, TRAILER_BYTES};
-use crate::pack::reader::{Opener, framed, parse_footer};
+use crate::pack::compress::{Codec, LARGEST_BLOCK, first_bytes};
+use crate::pack::format::{
+    ENTRY_BYTES, FRAME_BYTES, FooterEntry, HEADER_BYTES, TRAILER_BYTES, decode_frame,
+};
+use crate::pack::reader::{Fetch, Opener, ReadError, framed, parse_footer, read_footer};
 use crate::pack::writer::{PackWriter, Sealed, Sealer};
 use crate::pack::{Error, Result};
 
@@ -89,6 +91,46 @@ pub fn decode(namer: &Namer, object: &[u8]) -> Result<Vec<u8>> {
         file.extend_from_slice(&piece);
     }
     Ok(file)
+}
+
+/// What can be told of a file without decoding it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Glance {
+    /// Its length.
+    pub bytes: u64,
+    /// How it begins: `head_bytes`, or all of it if it is shorter.
+    pub head: Vec<u8>,
+}
+
+/// Looks at an object of `pack_bytes` that is kept elsewhere: its footer and the beginning of its first piece are all
+/// that is fetched. The footer is vouched for by its checksum; the head by nothing but its own form.
+pub fn glance<E: std::error::Error>(
+    fetch: &mut Fetch<'_, E>,
+    pack_bytes: u64,
+    head_bytes: usize,
+) -> std::result::Result<Glance, ReadError<E>> {
+    let entries = read_footer(fetch, pack_bytes)?;
+    let bytes = file_bytes(&entries)? as u64;
+    let Some(first) = entries.first() else {
+        let head = Vec::new();
+        return Ok(Glance { bytes, head });
+    };
+    let offset = u64::from(first.offset);
+    let mut start = vec![0; FRAME_BYTES + (first.stored_bytes as usize).min(LARGEST_BLOCK)];
+    fetch(offset, &mut start).map_err(ReadError::Fetch)?;
+    let frame = decode_frame(&start, offset)?;
+    let payload = start.get(FRAME_BYTES..).unwrap_or_default();
+    let mut head = vec![0; head_bytes.min(first.raw_bytes as usize)];
+    let decode = |source| Error::Decode { offset, source };
+    match frame.codec {
+        Codec::Raw => {
+            let length = head.len().min(payload.len());
+            head.truncate(length);
+            head.copy_from_slice(payload.get(..length).unwrap_or_default());
+        }
+        Codec::Zstd => first_bytes(payload, &mut head).map_err(decode)?,
+    }
+    Ok(Glance { bytes, head })
 }
 
 /// The length of the file whose pieces these are, if they are the pieces of one.
@@ -176,6 +218,29 @@ mod tests {
         let object = encode(&raw);
         assert!(object.len() < 4096, "{} bytes", object.len());
         assert!(decode(&NAMER, &object).unwrap() == raw);
+    }
+
+    #[test]
+    fn a_glance_tells_length_and_beginning_and_fetches_little() {
+        for raw in [
+            segment(16 << 20, 16 << 20),
+            segment(5000, 5000),
+            vec![7; 10],
+            Vec::new(),
+        ] {
+            let object = encode(&raw);
+            let mut fetched = 0;
+            let mut fetch = |offset: u64, buffer: &mut [u8]| {
+                fetched += buffer.len();
+                let at = usize::try_from(offset).unwrap();
+                buffer.copy_from_slice(&object[at..at + buffer.len()]);
+                Ok::<(), Error>(())
+            };
+            let seen = glance(&mut fetch, object.len() as u64, 40).unwrap();
+            assert_eq!(seen.bytes, raw.len() as u64);
+            assert_eq!(seen.head, raw[..raw.len().min(40)]);
+            assert!(fetched < 256 << 10, "{fetched} bytes");
+        }
     }
 
     #[test]

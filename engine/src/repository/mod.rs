@@ -240,7 +240,8 @@ pub fn config_damage(repository: &Repository) -> Result<Vec<(Key, Error)>> {
     for key in [layout::config(), layout::config_copy()] {
         match read_config(repository.storage.as_ref(), &key) {
             Err(error) if error.is_not_found() || error.is_damage() => damaged.push((key, error)),
-            read => drop(read?),
+            Err(error) => return Err(error),
+            Ok(_) => {}
         }
     }
     Ok(damaged)

@@ -5,10 +5,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::codec::RecordKind;
+use crate::codec::{self, RecordKind};
+use crate::ids::RepositoryId;
 use crate::repository::layout;
-use crate::repository::{Error, Repository, Result, get_record, list_all, put_record};
-use crate::storage::Key;
+use crate::repository::{
+    Error, Repository, Result, get_record, list_all, put_record, storage_failed,
+};
+use crate::storage::{ErrorKind, Key, Storage};
 
 /// A record of a stanza. The numbers are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,6 +84,56 @@ pub fn add_epoch(
             Err(error) if error.is_already_there() => {}
             Err(error) => return Err(error),
         }
+    }
+}
+
+/// Gives a stanza up, with all its epochs; one that does not exist is given up already.
+pub fn delete(repository: &Repository, stanza: &str) -> Result<()> {
+    loop {
+        let (newest, epochs) = read_records(repository, stanza)?;
+        if epochs.is_empty() {
+            return Ok(());
+        }
+        let key = layout::stanza(stanza, next_number(stanza, newest)?)?;
+        match put_record(repository, &key, RecordKind::Stanza, &StanzaRecord::Deleted) {
+            // Another host was faster, or our own put was: what it wrote decides.
+            Err(error) if error.is_already_there() => {}
+            put => return put,
+        }
+    }
+}
+
+/// Whether the record of an epoch is in the repository with this id, and says what is expected. One that is absent or
+/// says something else is none; one that cannot be read is an error.
+pub fn is_epoch(
+    storage: &dyn Storage,
+    repository: RepositoryId,
+    stanza: &str,
+    expected: &Epoch,
+) -> Result<bool> {
+    let key = layout::stanza(stanza, expected.n)?;
+    let bytes = match storage.get(&key) {
+        Err(error) if error.kind == ErrorKind::NotFound => return Ok(false),
+        read => read.map_err(storage_failed)?,
+    };
+    let found: std::result::Result<(_, StanzaRecord), codec::Error> =
+        codec::open(RecordKind::Stanza, Some(repository), key.as_str(), &bytes);
+    let record = StanzaRecord::Epoch {
+        system_id: expected.system_id,
+        version: expected.version,
+    };
+    Ok(found.is_ok_and(|(_, found)| found == record))
+}
+
+/// Whether no record of the stanza follows number `n`.
+pub fn is_newest(storage: &dyn Storage, stanza: &str, n: u32) -> Result<bool> {
+    let Some(next) = n.checked_add(1) else {
+        return Ok(true);
+    };
+    match storage.get(&layout::stanza(stanza, next)?) {
+        Ok(_) => Ok(false),
+        Err(error) if error.kind == ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(storage_failed(error)),
     }
 }
 
@@ -160,13 +213,8 @@ mod tests {
         let repository = repository();
         add_epoch(&repository, "main", 42, 15).unwrap();
         add_epoch(&repository, "other", 43, 15).unwrap();
-        put_record(
-            &repository,
-            &layout::stanza("main", 2).unwrap(),
-            RecordKind::Stanza,
-            &StanzaRecord::Deleted,
-        )
-        .unwrap();
+        delete(&repository, "main").unwrap();
+        delete(&repository, "main").unwrap();
         assert_eq!(epochs(&repository, "main").unwrap(), []);
         assert_eq!(list_stanzas(&repository).unwrap(), ["other"]);
         assert_eq!(

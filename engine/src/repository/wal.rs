@@ -1,14 +1,13 @@
 //! The WAL archive: files under their names, as opaque objects.
 //!
-//! Promises: a file is never replaced; listing needs few requests however long the archive is. Does not know what is in a
-//! file, nor whether an absent one is the end of the WAL.
+//! Promises: a file is never replaced. Does not know what is in a file, nor whether an absent one is the end of the WAL.
 
 use serde::{Deserialize, Serialize};
 
 use crate::codec::RecordKind;
 use crate::repository::layout;
-use crate::repository::{Repository, Result, get_record, put_record, storage_failed};
-use crate::storage::Object;
+use crate::repository::{Repository, Result, get_record, list_all, put_record, storage_failed};
+use crate::storage::{Object, Storage};
 use crate::wal_name::{Timeline, WalFile};
 
 /// Names asked for at once where one is wanted: history files and others may stand before it.
@@ -27,23 +26,36 @@ pub struct WalGap {
 
 /// Puts a file. It fails with `AlreadyExists` if one has this name: what that means is the caller's to find out.
 pub fn put(
-    repository: &Repository,
+    storage: &dyn Storage,
     stanza: &str,
     epoch: &str,
     name: &str,
     object: &[u8],
 ) -> Result<()> {
-    repository
-        .storage
+    storage
         .put(&layout::wal(stanza, epoch, name)?, object)
         .map_err(storage_failed)
 }
 
 /// A file, as it was put.
-pub fn get(repository: &Repository, stanza: &str, epoch: &str, name: &str) -> Result<Vec<u8>> {
+pub fn get(storage: &dyn Storage, stanza: &str, epoch: &str, name: &str) -> Result<Vec<u8>> {
+    storage
+        .get(&layout::wal(stanza, epoch, name)?)
+        .map_err(storage_failed)
+}
+
+/// Fills `buffer` with a file's bytes, as it was put, from `offset` on.
+pub fn get_range(
+    repository: &Repository,
+    stanza: &str,
+    epoch: &str,
+    name: &str,
+    offset: u64,
+    buffer: &mut [u8],
+) -> Result<()> {
     repository
         .storage
-        .get(&layout::wal(stanza, epoch, name)?)
+        .get_range(&layout::wal(stanza, epoch, name)?, offset, buffer)
         .map_err(storage_failed)
 }
 
@@ -65,51 +77,60 @@ pub fn present(
         .map(|object| object.bytes))
 }
 
-/// The names of a timeline's segments in order, those after segment `after` only, `limit` at most.
-pub fn names_from(
+/// A segment in the archive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Archived {
+    /// Its name.
+    pub name: String,
+    /// When it was put, by the store's clock: milliseconds since 1970-01-01 UTC.
+    pub modified_ms: i64,
+}
+
+/// All that is in the archive of an epoch.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Contents {
+    /// The names of the segments, in order.
+    pub segments: Vec<String>,
+    /// The recorded gaps.
+    pub gaps: Vec<WalGap>,
+}
+
+/// A timeline's segments in order, those after segment `after` only.
+pub fn segments(
     repository: &Repository,
     stanza: &str,
     epoch: &str,
     timeline: Timeline,
     after: Option<&str>,
-    limit: usize,
-) -> Result<Vec<String>> {
-    let prefix = format!("{}{timeline}", layout::wal_prefix(stanza, epoch)?);
-    let after = after
-        .map(|name| layout::wal(stanza, epoch, name))
-        .transpose()?;
-    segments_after(
-        repository,
-        &prefix,
-        after.as_ref().map(crate::storage::Key::as_str),
-        limit,
-    )
+) -> Result<Vec<Archived>> {
+    segments_after(repository, stanza, epoch, timeline, after, usize::MAX)
 }
 
-/// The first and the last segment of an epoch, over all timelines, by name.
-pub fn bounds(
+/// The first segment of a timeline behind segment `after`.
+pub fn first_after(
     repository: &Repository,
     stanza: &str,
     epoch: &str,
-) -> Result<(Option<String>, Option<String>)> {
+    timeline: Timeline,
+    after: &str,
+) -> Result<Option<String>> {
+    let found = segments_after(repository, stanza, epoch, timeline, Some(after), 1)?;
+    Ok(found.into_iter().next().map(|segment| segment.name))
+}
+
+/// What is in the archive of an epoch: a request for each thousand segments.
+pub fn contents(repository: &Repository, stanza: &str, epoch: &str) -> Result<Contents> {
+    let mut contents = Contents::default();
     let prefix = layout::wal_prefix(stanza, epoch)?;
-    let Some(first) = segments_after(repository, &prefix, None, 1)?.pop() else {
-        return Ok((None, None));
-    };
-    // Storages list forwards only, so the last one is searched: first its timeline, then its log, both of 8 digits.
-    let at_timeline = |timeline: u32| {
-        let from = format!("{prefix}{timeline:08X}");
-        Ok(segments_after(repository, &prefix, Some(&from), 1)?.pop())
-    };
-    let newest = last_of(first.clone(), 0, at_timeline)?;
-    let folder = format!("{prefix}{}", newest.get(..8).unwrap_or_default());
-    let at_log = |log: u32| {
-        Ok(segments_after(repository, &folder, Some(&format!("{folder}{log:08X}")), 1)?.pop())
-    };
-    let newest = last_of(newest, 8, at_log)?;
-    let folder = format!("{prefix}{}/", newest.get(..16).unwrap_or_default());
-    let last = segments_after(repository, &folder, None, usize::MAX)?.pop();
-    Ok((Some(first), Some(last.unwrap_or(newest))))
+    for object in list_all(repository.storage.as_ref(), &prefix)? {
+        if layout::is_wal_gap(&object.key) {
+            let gap = get_record(repository, &object.key, RecordKind::WalGap)?;
+            contents.gaps.push(gap);
+        } else if let Some(segment) = archived(&object) {
+            contents.segments.push(segment.name);
+        }
+    }
+    Ok(contents)
 }
 
 /// Records that segments are missing for good.
@@ -148,75 +169,49 @@ pub fn gap_covering(
     Ok(None)
 }
 
-/// The names of segments under `prefix` whose keys come after `after`, in order, `limit` at most.
 fn segments_after(
     repository: &Repository,
-    prefix: &str,
+    stanza: &str,
+    epoch: &str,
+    timeline: Timeline,
     after: Option<&str>,
     limit: usize,
-) -> Result<Vec<String>> {
-    let mut names: Vec<String> = Vec::new();
+) -> Result<Vec<Archived>> {
+    let prefix = format!("{}{timeline}", layout::wal_prefix(stanza, epoch)?);
+    let after = after
+        .map(|name| layout::wal(stanza, epoch, name))
+        .transpose()?;
+    let mut found: Vec<Archived> = Vec::new();
     let mut page_size = limit.saturating_add(FEW).min(MANY);
-    let mut from = after.map(str::to_owned);
-    while names.len() < limit {
+    let mut from = after.map(|key| key.as_str().to_owned());
+    while found.len() < limit {
         let page = repository
             .storage
-            .list(prefix, from.as_deref(), page_size)
+            .list(&prefix, from.as_deref(), page_size)
             .map_err(storage_failed)?;
-        let wanted = limit - names.len();
-        names.extend(page.iter().filter_map(segment_name).take(wanted));
+        let wanted = limit - found.len();
+        found.extend(page.iter().filter_map(archived).take(wanted));
         if page.len() < page_size {
             break;
         }
         from = page.last().map(|object| object.key.as_str().to_owned());
         page_size = MANY;
     }
-    Ok(names)
+    Ok(found)
 }
 
-fn segment_name(object: &Object) -> Option<String> {
+fn archived(object: &Object) -> Option<Archived> {
     let name = layout::parse_wal_file(object.key.as_str())?;
-    matches!(WalFile::of(name), Ok(WalFile::Segment)).then(|| name.to_owned())
-}
-
-/// The name with the highest number in its 8 hex digits from `digit` on: gallops from `known`, then halves. `from(n)`
-/// is the first name whose number is `n` or more.
-fn last_of(
-    known: String,
-    digit: usize,
-    from: impl Fn(u32) -> Result<Option<String>>,
-) -> Result<String> {
-    let number = |name: &str| {
-        name.get(digit..digit + 8)
-            .and_then(|digits| u32::from_str_radix(digits, 16).ok())
-    };
-    let mut best = known;
-    let mut step = 1u32;
-    // No name has this number or a higher one.
-    let mut beyond: Option<u32> = None;
-    while let Some(low) = number(&best) {
-        let ask = match beyond {
-            Some(high) if high - low <= 1 => break,
-            Some(high) => low + (high - low) / 2,
-            None if low == u32::MAX => break,
-            None => low.saturating_add(step),
-        };
-        match from(ask)? {
-            Some(found) if number(&found) > Some(low) => best = found,
-            _ => beyond = Some(ask),
-        }
-        step = step.saturating_mul(2);
-    }
-    Ok(best)
+    matches!(WalFile::of(name), Ok(WalFile::Segment)).then(|| Archived {
+        name: name.to_owned(),
+        modified_ms: object.modified_ms,
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::repository::test_storage::MemoryStorage;
-    use crate::repository::tests::{repository, repository_in};
-    use std::sync::Arc;
-    use std::sync::atomic::Ordering;
+    use crate::repository::tests::repository;
 
     const EPOCH: &str = "15-1";
 
@@ -226,7 +221,7 @@ mod tests {
 
     fn fill(repository: &Repository, names: &[String]) {
         for name in names {
-            put(repository, "main", EPOCH, name, b"wal").unwrap();
+            put(repository.storage.as_ref(), "main", EPOCH, name, b"wal").unwrap();
         }
     }
 
@@ -246,14 +241,23 @@ mod tests {
             present(&repository, "main", EPOCH, &segment).unwrap(),
             Some(3)
         );
-        assert_eq!(get(&repository, "main", EPOCH, &segment).unwrap(), b"wal");
-        assert!(
-            put(&repository, "main", EPOCH, &segment, b"other")
-                .unwrap_err()
-                .is_already_there()
+        assert_eq!(
+            get(repository.storage.as_ref(), "main", EPOCH, &segment).unwrap(),
+            b"wal"
         );
         assert!(
-            get(&repository, "main", EPOCH, &name(1, 0, 4))
+            put(
+                repository.storage.as_ref(),
+                "main",
+                EPOCH,
+                &segment,
+                b"other"
+            )
+            .unwrap_err()
+            .is_already_there()
+        );
+        assert!(
+            get(repository.storage.as_ref(), "main", EPOCH, &name(1, 0, 4))
                 .unwrap_err()
                 .is_not_found()
         );
@@ -272,33 +276,19 @@ mod tests {
             format!("{}.00000028.backup", names[1]),
         ];
         fill(&repository, &others);
-        let listed = |after: Option<&str>, limit| {
-            names_from(&repository, "main", EPOCH, Timeline(1), after, limit).unwrap()
+        let listed = |after: Option<&str>| -> Vec<String> {
+            let found = segments(&repository, "main", EPOCH, Timeline(1), after).unwrap();
+            found.into_iter().map(|segment| segment.name).collect()
         };
-        assert_eq!(listed(None, 10), names);
-        assert_eq!(listed(Some(&names[1]), 10), names[2..]);
-        assert_eq!(listed(Some(&names[0]), 2), names[1..3]);
-        assert_eq!(listed(Some(&names[3]), 2), [""; 0]);
-    }
-
-    #[test]
-    fn bounds_are_found_with_few_requests() {
-        let storage = Arc::new(MemoryStorage::new());
-        let repository = repository_in(&storage);
-        assert_eq!(bounds(&repository, "main", EPOCH).unwrap(), (None, None));
-        let names: Vec<String> = (0..3000).map(|n| name(1, 7 + n / 4, n % 4)).collect();
-        fill(&repository, &names);
-        let before = storage.requests.load(Ordering::Relaxed);
-        let found = bounds(&repository, "main", EPOCH).unwrap();
-        assert_eq!(found, (names.first().cloned(), names.last().cloned()));
-        let requests = storage.requests.load(Ordering::Relaxed) - before;
-        assert!(requests <= 30, "{requests} requests");
-        fill(&repository, &[name(3, 2, 9), "00000005.history".into()]);
-        assert_eq!(
-            bounds(&repository, "main", EPOCH).unwrap().1,
-            Some(name(3, 2, 9)),
-            "names order timelines first"
-        );
+        assert_eq!(listed(None), names);
+        assert_eq!(listed(Some(&names[1])), names[2..]);
+        assert_eq!(listed(Some(&names[3])), [""; 0]);
+        let first =
+            |after: &str| first_after(&repository, "main", EPOCH, Timeline(1), after).unwrap();
+        assert_eq!(first(&names[0]), Some(names[1].clone()));
+        assert_eq!(first(&names[3]), None);
+        let all = contents(&repository, "main", EPOCH).unwrap();
+        assert_eq!(all.segments, [names, vec![name(2, 0, 0)]].concat());
     }
 
     #[test]
@@ -310,6 +300,7 @@ mod tests {
         };
         put_gap(&repository, "main", EPOCH, &gap).unwrap();
         fill(&repository, &[name(1, 0, 9)]);
+        assert_eq!(contents(&repository, "main", EPOCH).unwrap().gaps, [gap]);
         for (n, inside) in [(4, false), (5, true), (7, true), (8, true), (9, false)] {
             let found = gap_covering(&repository, "main", EPOCH, &name(1, 0, n)).unwrap();
             assert_eq!(found.is_some(), inside, "segment {n}");

@@ -1,6 +1,6 @@
 //! pgBackRest's JSON: a list of stanzas. Keys are sorted by the JSON writer.
 
-use pgcairn_engine::actions::{EpochInfo, StanzaInfo};
+use pgcairn_engine::actions::{EpochInfo, StanzaInfo, TimelineWindow, WalRange};
 use pgcairn_engine::repository::snapshot::Manifest;
 use serde_json::{Value, json};
 
@@ -43,6 +43,22 @@ fn archive(epoch: &EpochInfo) -> Value {
         "id": epoch.name,
         "max": epoch.wal_max,
         "min": epoch.wal_min,
+        "timeline": epoch.timelines.iter().map(timeline).collect::<Vec<_>>(),
+    })
+}
+
+/// What pgBackRest does not tell: which WAL of a timeline is there, and which is missing.
+fn timeline(window: &TimelineWindow) -> Value {
+    let ranges = |ranges: &[WalRange]| {
+        let ranges = ranges.iter().map(
+            |range| json!({"count": range.segments, "start": range.first, "stop": range.last}),
+        );
+        ranges.collect::<Value>()
+    };
+    json!({
+        "id": window.timeline.0,
+        "missing": ranges(&window.missing),
+        "present": ranges(&window.ranges),
     })
 }
 

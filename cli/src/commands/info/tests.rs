@@ -1,6 +1,6 @@
 //! The two renderings of hand-made stanzas, letter for letter.
 
-use pgcairn_engine::actions::EpochInfo;
+use pgcairn_engine::actions::{EpochInfo, TimelineWindow, WalRange};
 use pgcairn_engine::ids::{ChunkId, RunId};
 use pgcairn_engine::repository::snapshot::{BackupType, Database, Sums, Tablespace};
 use pgcairn_engine::wal_name::{Lsn, Timeline};
@@ -73,6 +73,7 @@ fn epoch(n: u32, wal: bool) -> EpochInfo {
         version: 15,
         wal_min: wal.then(|| "000000010000000000000001".to_owned()),
         wal_max: wal.then(|| "000000010000000000000004".to_owned()),
+        timelines: Vec::new(),
     }
 }
 
@@ -134,6 +135,32 @@ stanza: demo
 }
 
 #[test]
+fn a_hole_in_the_wal_is_named() {
+    let range = |first: u32, last: u32| WalRange {
+        first: format!("{first:024X}"),
+        last: format!("{last:024X}"),
+        segments: u64::from(last + 1 - first),
+    };
+    let mut holed = epoch(1, true);
+    holed.timelines = vec![TimelineWindow {
+        timeline: Timeline(1),
+        ranges: vec![range(1, 2), range(5, 6)],
+        missing: vec![range(3, 4)],
+    }];
+    let views = [view(Status::Ok, Some(demo(vec![holed], Vec::new())), false)];
+    let shown = text::render(&views);
+    let zeros = "0".repeat(23);
+    let lines = format!(
+        "        wal timeline 1: {zeros}1/{zeros}2, {zeros}5/{zeros}6\n            error: 2 missing, {zeros}3/{zeros}4\n"
+    );
+    assert!(shown.contains(&lines), "{shown}");
+    let json = json::render(&views);
+    let timeline = &json[0]["archive"][0]["timeline"][0];
+    assert_eq!(timeline["missing"][0]["count"], 2);
+    assert_eq!(timeline["present"][1]["stop"], format!("{zeros}6"));
+}
+
+#[test]
 fn json_has_the_keys_of_pgbackrest() {
     let stanza = demo(
         vec![epoch(1, true)],
@@ -143,7 +170,7 @@ fn json_has_the_keys_of_pgbackrest() {
         json::render(&[view(Status::Ok, Some(stanza), false)]).to_string(),
         concat!(
             r#"[{"archive":[{"database":{"id":1,"repo-key":1},"id":"15-1","max":"000000010000000000000004","#,
-            r#""min":"000000010000000000000001"}],"backup":[{"archive":{"start":"000000010000000000000002","#,
+            r#""min":"000000010000000000000001","timeline":[]}],"backup":[{"archive":{"start":"000000010000000000000002","#,
             r#""stop":"000000010000000000000002"},"backrest":{"format":1,"version":"0.1.0"},"#,
             r#""database":{"id":1,"repo-key":1},"error":false,"info":{"delta":1851650,"#,
             r#""repository":{"delta":209305,"size":3145728},"size":23213842},"label":"20261124-212959F","#,

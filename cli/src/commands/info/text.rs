@@ -85,7 +85,28 @@ fn epoch_text(text: &mut String, epoch: &EpochInfo, current: bool) -> fmt::Resul
         text,
         "        wal archive min/max ({}): {range}",
         epoch.version
-    )
+    )?;
+    // One timeline without a hole is what the line above says.
+    let plain = matches!(epoch.timelines.as_slice(), [only] if only.ranges.len() < 2 && only.missing.is_empty());
+    if plain {
+        return Ok(());
+    }
+    for window in &epoch.timelines {
+        let ranges = window
+            .ranges
+            .iter()
+            .map(|range| format!("{}/{}", range.first, range.last));
+        let ranges = ranges.collect::<Vec<_>>().join(", ");
+        writeln!(text, "        wal timeline {}: {ranges}", window.timeline.0)?;
+        for hole in &window.missing {
+            writeln!(
+                text,
+                "            error: {} missing, {}/{}",
+                hole.segments, hole.first, hole.last
+            )?;
+        }
+    }
+    Ok(())
 }
 
 fn backup(text: &mut String, manifest: &Manifest, details: bool) -> fmt::Result {
@@ -125,9 +146,10 @@ fn backup(text: &mut String, manifest: &Manifest, details: bool) -> fmt::Result 
         lists(text, manifest)?;
     }
     if sums.bad_pages > 0 {
+        let pages = if sums.bad_pages == 1 { "page" } else { "pages" };
         writeln!(
             text,
-            "            error(s) detected during backup: {} pages with a bad checksum",
+            "            error(s) detected during backup: {} {pages} with a bad checksum",
             sums.bad_pages
         )?;
     }

@@ -1,0 +1,302 @@
+//! Is everything in order for backups and archiving? One answer to each question, and all of them are asked.
+//!
+//! Promises: a question that fails does not keep the others from being asked, unless they build on it; then they are
+//! skipped, and say so. Writes nothing but what a probe writes and removes, a restore point, and the WAL segment that is
+//! ended and must arrive. On a standby, nothing is asked that only a primary can answer.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::statvfs;
+
+use crate::actions::error::{Error, Result};
+use crate::actions::info::wal_of;
+use crate::actions::label::backups;
+use crate::actions::online::{check_archiving, check_same};
+use crate::actions::stanza::epoch_of;
+use crate::actions::wal_needed::Archive;
+use crate::cluster::control_file::{self, ControlFile};
+use crate::cluster::server::{Identity, Server};
+use crate::repository::snapshot;
+use crate::repository::stanza::Epoch;
+use crate::repository::{self, Repository, probe};
+use crate::storage::Storage;
+
+/// Clocks that are further apart than this make times in listings misleading.
+const CLOCKS_APART_MS: u64 = 60_000;
+
+/// Statuses are small, but a full disk loses them, and with them archiving.
+const LEAST_SPOOL_BYTES: u64 = 16 << 20;
+
+/// What a check needs to know.
+#[derive(Debug, Clone)]
+pub struct CheckOptions {
+    /// The stanza.
+    pub stanza: String,
+    /// The cluster's data directory.
+    pub pgdata: PathBuf,
+    /// The folder of the spool, where archiving uses one.
+    pub spool: Option<PathBuf>,
+    /// End a WAL segment, and wait for it in the repository.
+    pub archive_check: bool,
+    /// Refuse `archive_mode=always`, and commands that are not ours.
+    pub archive_mode_check: bool,
+    /// How long the segment is waited for.
+    pub archive_timeout: Duration,
+    /// Working threads.
+    pub threads: usize,
+    /// The time, in milliseconds since 1970.
+    pub now_ms: i64,
+}
+
+/// A question and its answer.
+#[derive(Debug)]
+pub struct CheckItem {
+    /// What was asked about.
+    pub name: &'static str,
+    /// The answer.
+    pub verdict: Verdict,
+}
+
+/// The answer to a question.
+#[derive(Debug)]
+pub enum Verdict {
+    /// In order; with what was found.
+    Fine(String),
+    /// Not in order.
+    Wrong(Error),
+    /// Not asked, and why.
+    Skipped(&'static str),
+}
+
+/// Asks all questions, in the order in which they build on one another.
+pub fn check(
+    storage: Result<Arc<dyn Storage>>,
+    server: Result<Box<dyn Server>>,
+    options: &CheckOptions,
+) -> Vec<CheckItem> {
+    let mut check = Check {
+        options,
+        items: Vec::new(),
+    };
+    let control = check.ask("data directory", || {
+        let control = control_file::read(&options.pgdata).map_err(Error::Cluster)?;
+        let (version, id) = (control.version, control.system_id);
+        Ok((format!("PostgreSQL {version}, system id {id}"), control))
+    });
+    let storage = check.ask("storage", || storage.map(|found| (found.describe(), found)));
+    check.spool();
+    check.permissions(storage.as_deref());
+    let repository = check.repository(storage);
+    let epoch = check.epoch(repository.as_ref(), control.as_ref());
+    check.wal(repository.as_ref(), epoch.as_ref());
+    check.server(
+        server,
+        repository.as_ref(),
+        epoch.as_ref(),
+        control.as_ref(),
+    );
+    check.items
+}
+
+struct Check<'a> {
+    options: &'a CheckOptions,
+    items: Vec<CheckItem>,
+}
+
+impl Check<'_> {
+    fn ask<T>(
+        &mut self,
+        name: &'static str,
+        question: impl FnOnce() -> Result<(String, T)>,
+    ) -> Option<T> {
+        let (verdict, found) = match question() {
+            Ok((text, found)) => (Verdict::Fine(text), Some(found)),
+            Err(error) => (Verdict::Wrong(error), None),
+        };
+        self.items.push(CheckItem { name, verdict });
+        found
+    }
+
+    fn skip(&mut self, name: &'static str, why: &'static str) {
+        let verdict = Verdict::Skipped(why);
+        self.items.push(CheckItem { name, verdict });
+    }
+
+    fn spool(&mut self) {
+        let Some(spool) = &self.options.spool else {
+            return self.skip("spool", "archive-async is off");
+        };
+        self.ask("spool", || {
+            let failed = |source| Error::Local {
+                doing: "use the spool",
+                path: spool.clone(),
+                source,
+            };
+            fs::create_dir_all(spool).map_err(failed)?;
+            let space = statvfs(spool).map_err(|error| failed(error.into()))?;
+            let free_bytes = space.f_bavail.saturating_mul(space.f_frsize);
+            if free_bytes < LEAST_SPOOL_BYTES {
+                return Err(Error::SpoolFull {
+                    path: spool.clone(),
+                    free_bytes,
+                });
+            }
+            let free = free_bytes >> 20;
+            Ok((format!("{free} MB are free in {}", spool.display()), ()))
+        });
+    }
+
+    fn permissions(&mut self, storage: Option<&dyn Storage>) {
+        let Some(storage) = storage else {
+            return self.skip("permissions", "the storage cannot be opened");
+        };
+        let seen = self.ask("permissions", || {
+            let seen = probe::probe(storage).map_err(Error::Repository)?;
+            let text = if seen.capabilities.put_if_absent {
+                "put, get, list and delete work; a second put is refused"
+            } else {
+                "put, get, list and delete work; a second put is not refused: prune needs --exclusive"
+            };
+            Ok((text.to_owned(), seen))
+        });
+        let Some(seen) = seen else { return };
+        let apart = seen.now_ms.abs_diff(self.options.now_ms);
+        self.ask("clock", || {
+            if apart > CLOCKS_APART_MS {
+                return Err(Error::ClocksApart {
+                    seconds: apart / 1000,
+                });
+            }
+            Ok((format!("{apart} ms from the store's"), ()))
+        });
+    }
+
+    fn repository(&mut self, storage: Option<Arc<dyn Storage>>) -> Option<Repository> {
+        let Some(storage) = storage else {
+            self.skip("repository", "the storage cannot be opened");
+            return None;
+        };
+        self.ask("repository", || {
+            let repository = repository::open(storage).map_err(Error::Repository)?;
+            Ok((repository.id.to_string(), repository))
+        })
+    }
+
+    fn epoch(
+        &mut self,
+        repository: Option<&Repository>,
+        control: Option<&ControlFile>,
+    ) -> Option<Epoch> {
+        let Some((repository, control)) = repository.zip(control) else {
+            self.skip("stanza", "repository or data directory cannot be read");
+            return None;
+        };
+        let CheckOptions { stanza, pgdata, .. } = self.options;
+        self.ask("stanza", || {
+            let epoch = epoch_of(repository, stanza, control, pgdata)?;
+            Ok((
+                format!("{stanza} is this cluster, archive {}", epoch.name()),
+                epoch,
+            ))
+        })
+    }
+
+    /// Whether the WAL that recovery from the newest backup needs is there.
+    fn wal(&mut self, repository: Option<&Repository>, epoch: Option<&Epoch>) {
+        let Some((repository, epoch)) = repository.zip(epoch) else {
+            return self.skip("archived WAL", "there is no stanza of this cluster");
+        };
+        let stanza = &self.options.stanza;
+        self.ask("archived WAL", || {
+            let listed = snapshot::list(repository, stanza).map_err(Error::Repository)?;
+            let found = backups(repository, &listed)?.committed;
+            let ours = found.iter().rev().map(|backup| &backup.manifest);
+            let newest = ours.into_iter().find(|backup| backup.epoch == epoch.n);
+            let Some(newest) = newest else {
+                return Ok(("no backup needs any yet".to_owned(), ()));
+            };
+            let (_, timelines) = wal_of(repository, stanza, epoch, Some(newest.wal_segment_bytes))?;
+            let since = newest.wal_start.as_deref().unwrap_or_default();
+            let holes = timelines.iter().flat_map(|timeline| &timeline.missing);
+            // Names order segments of a timeline; what a later timeline lacks is behind the backup, too.
+            if let Some(hole) = holes.into_iter().find(|hole| hole.last.as_str() > since) {
+                return Err(Error::WalMissing {
+                    first: hole.first.clone(),
+                    last: hole.last.clone(),
+                    backup: newest.label.clone(),
+                });
+            }
+            Ok((format!("complete since backup {}", newest.label), ()))
+        });
+    }
+
+    fn server(
+        &mut self,
+        server: Result<Box<dyn Server>>,
+        repository: Option<&Repository>,
+        epoch: Option<&Epoch>,
+        control: Option<&ControlFile>,
+    ) {
+        let connected = self.ask("server", || {
+            let mut server = server?;
+            let identity = server.identity().map_err(Error::Cluster)?;
+            if let Some(control) = control {
+                check_same(&identity, &self.options.pgdata, control)?;
+            }
+            let role = if identity.in_recovery {
+                "standby"
+            } else {
+                "primary"
+            };
+            Ok((
+                format!("{role} in {}", identity.data_directory),
+                (server, identity),
+            ))
+        });
+        let Some((mut server, identity)) = connected else {
+            self.skip("archive settings", "there is no connection to the server");
+            return self.skip("WAL switch", "there is no connection to the server");
+        };
+        let sound = self.settings(&identity);
+        let Some(((repository, epoch), control)) = repository.zip(epoch).zip(control) else {
+            return self.skip("WAL switch", "there is no stanza of this cluster");
+        };
+        if identity.in_recovery {
+            return self.skip("WAL switch", "a standby cannot end a segment");
+        }
+        if !self.options.archive_check || !sound {
+            return self.skip("WAL switch", "archiving is not asked for, or not set up");
+        }
+        let archive = Archive {
+            repository,
+            stanza: &self.options.stanza,
+            epoch,
+            segment_bytes: control.wal_segment_bytes,
+            threads: self.options.threads,
+            timeout: self.options.archive_timeout,
+        };
+        self.ask("WAL switch", || {
+            let segment = archive.prove_switch(server.as_mut(), control.timeline)?;
+            Ok((format!("{segment} arrived"), ()))
+        });
+    }
+
+    fn settings(&mut self, identity: &Identity) -> bool {
+        let mode_check = self.options.archive_mode_check;
+        let sound = self.ask("archive settings", || {
+            if identity.wal_level == "minimal" {
+                return Err(Error::WalLevel(identity.wal_level.clone()));
+            }
+            check_archiving(identity, mode_check)?;
+            let (mode, command) = (&identity.archive_mode, &identity.archive_command);
+            Ok((
+                format!("archive_mode={mode}, archive_command={command:?}"),
+                (),
+            ))
+        });
+        sound.is_some()
+    }
+}
