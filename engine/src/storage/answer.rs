@@ -118,7 +118,7 @@ fn named(answer: &Answer<'_>, asked: &Asked<'_>) -> Option<Failure> {
                 format!("this host's clock is wrong{server}: set it right"),
             )
         }
-        "InvalidAccessKeyId" => lasting(
+        "InvalidAccessKeyId" | "NotSignedUp" => lasting(
             Denied,
             "the access key is not known: check repo1-s3-key".to_owned(),
         ),
