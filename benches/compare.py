@@ -210,13 +210,14 @@ def timed(tool, command):
 class Repetition:
     """One pass through all jobs."""
 
-    def __init__(self, number, tools, folder, pristine):
+    def __init__(self, number, tools, folder, pristine, keep):
         self.number, self.tools, self.folder, self.pristine = number, tools, folder, pristine
+        self.keep_row = keep
         self.data, self.turn, self.script = folder / "data", folder / "turn", folder / "archive-pgcairn-pgbackrest"
-        self.jobs, self.rows = 0, []
+        self.jobs = 0
 
     def run(self):
-        """All jobs, each with all tools; the single measurements."""
+        """All jobs, each with all tools."""
         shutil.rmtree(self.data, ignore_errors=True)
         run("cp", "-a", "--reflink=auto", self.pristine, self.data)
         self.turn.write_text("none")
@@ -229,7 +230,6 @@ class Repetition:
             self.restores()
             self.pushes()
             self.turn.write_text("none")
-        return self.rows
 
     def write_script(self):
         """The archive command: serves the tools, or the one whose turn it is."""
@@ -251,7 +251,7 @@ class Repetition:
             say(f"repetition {self.number}: {name}: {tool.name}")
             self.archive_everything()
             self.turn.write_text(tool.name)
-            self.rows.append({"repetition": self.number, "job": name, "tool": tool.name, **timed(tool, line)})
+            self.keep_row({"repetition": self.number, "job": name, "tool": tool.name, **timed(tool, line)})
 
     def archive_everything(self):
         """Ends the current WAL segment, and waits until it is in all archives."""
@@ -440,9 +440,15 @@ def main():
             if not pristine.is_dir():
                 build(pristine, scratch, chosen.scale)
             rows = []
+
+            def keep(row):
+                # At once, so that a run that is broken off has not been in vain.
+                rows.append(row)
+                writer.writerow(row)
+                file.flush()
+
             for number in range(1, chosen.repetitions + 1):
-                rows += Repetition(number, tools, scratch, pristine).run()
-            writer.writerows(rows)
+                Repetition(number, tools, scratch, pristine, keep).run()
             data_bytes = sum(path.stat().st_size for path in (pristine / "base").rglob("*") if path.is_file())
             print("\n".join(table(rows, tools, left_out, data_bytes, load)))
         finally:

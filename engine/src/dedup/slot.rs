@@ -1,11 +1,13 @@
 //! Where the local index lies: one directory per repository and place, with numbered slots, one process each.
 //!
 //! Promises: a slot belongs to one holder for as long as its [`Slot`] lives, in this process or any other of this host;
-//! a crash frees it. Waits for nobody: a second process takes the next slot. Expects a local file system.
+//! a crash frees it. Waits for nobody but for an instant: a second process takes the next slot. Expects a local file
+//! system.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -18,6 +20,25 @@ const SLOTS: u32 = 64;
 
 /// Number of the layout described above; an index of another number is thrown away.
 const LAYOUT: u8 = 1;
+
+/// A lock that was just given up may be held for an instant more: by a child that this process, or the one before it, is
+/// starting, until the child runs its own program. So a slot that looks taken is asked for a few times.
+const TRIES: u32 = 10;
+const PAUSE: Duration = Duration::from_millis(3);
+
+/// Locks a file, if it is free or about to be.
+fn lock_soon(file: &File) -> std::result::Result<(), Errno> {
+    let mut tries = 1;
+    loop {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if tries < TRIES => {
+                tries += 1;
+                std::thread::sleep(PAUSE);
+            }
+            result => return result,
+        }
+    }
+}
 
 /// What an index belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,7 +110,7 @@ pub(super) fn take(cache: &Path, repository: RepositoryId, place: &str) -> Resul
             path: path.clone(),
             source,
         })?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        match lock_soon(&lock) {
             Ok(()) => {
                 return Ok(Slot {
                     directory,
