@@ -21,9 +21,10 @@ const LAYERS: [(&str, &[&str]); 6] = [
 ];
 
 /// The one file in which each heavy dependency is named.
-const HOMES: [(&str, &str); 12] = [
+const HOMES: [(&str, &str); 14] = [
     ("aws_config", "storage/s3.rs"),
     ("aws_sdk_s3", "storage/s3.rs"),
+    ("aws_smithy_http_client", "storage/s3.rs"),
     ("bincode", "codec.rs"),
     ("blake3", "ids.rs"),
     ("crossbeam_channel", "actions/pipeline.rs"),
@@ -32,6 +33,7 @@ const HOMES: [(&str, &str); 12] = [
     ("postgres", "cluster/server.rs"),
     ("rayon", "actions/pipeline.rs"),
     ("rocksdb", "dedup/index.rs"),
+    ("rustls", "storage/bucket.rs"),
     ("tokio", "storage/s3.rs"),
     ("zstd", "pack/compress.rs"),
 ];

@@ -8,7 +8,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pgcairn_engine::storage::local::LocalStorage;
 use pgcairn_engine::storage::memory::MemoryStorage;
+use pgcairn_engine::storage::s3::S3Storage;
 use pgcairn_engine::storage::{ErrorKind, Key, Object, Result, Storage};
+use pgcairn_tests::s3_server::S3Server;
 use tempfile::TempDir;
 
 /// Runs every promise on a new storage each. `$place` makes something that holds a `storage`.
@@ -54,6 +56,7 @@ promises!(
     }
 );
 promises!(local, super::Local::new());
+promises!(s3, super::Bucket::new());
 
 struct Memory {
     storage: MemoryStorage,
@@ -70,6 +73,21 @@ impl Local {
         let storage =
             LocalStorage::create(&directory.path().join("root")).expect("a root can be made");
         Local { storage, directory }
+    }
+}
+
+struct Bucket {
+    storage: S3Storage,
+    _server: S3Server,
+}
+
+impl Bucket {
+    fn new() -> Self {
+        let server = S3Server::start();
+        Bucket {
+            storage: server.storage(),
+            _server: server,
+        }
     }
 }
 

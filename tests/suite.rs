@@ -22,5 +22,7 @@ mod postgres;
 mod postgres_files;
 mod postgres_refusals;
 mod postgres_reuse;
+mod s3;
+mod s3_job;
 mod storage;
 mod tidy;

@@ -85,6 +85,10 @@ impl Storage for Crashing {
     fn describe(&self) -> String {
         self.inner.describe()
     }
+
+    fn is_remote(&self) -> bool {
+        self.inner.is_remote()
+    }
 }
 
 #[cfg(test)]

@@ -112,6 +112,10 @@ impl Storage for Faulty {
     fn describe(&self) -> String {
         self.inner.describe()
     }
+
+    fn is_remote(&self) -> bool {
+        self.inner.is_remote()
+    }
 }
 
 #[cfg(test)]

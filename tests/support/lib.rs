@@ -12,6 +12,7 @@
 pub mod churn;
 pub mod crashing;
 pub mod damage;
+pub mod fault_proxy;
 pub mod faulty;
 pub mod golden;
 pub mod host;
@@ -19,6 +20,7 @@ pub mod pgdata;
 pub mod postgres;
 pub mod process;
 pub mod recording;
+pub mod s3_server;
 pub mod server;
 pub mod small_cluster;
 pub mod source;

@@ -106,6 +106,10 @@ impl Storage for Recording {
     fn describe(&self) -> String {
         self.inner.describe()
     }
+
+    fn is_remote(&self) -> bool {
+        self.inner.is_remote()
+    }
 }
 
 #[cfg(test)]

@@ -63,7 +63,7 @@ fn push_one(settings: &Settings, log: &Log, segment: &Path) -> Result<u8, Error>
 /// Pushes all that is ready: what the process in the background does.
 fn push_queue(settings: &Settings, log: &Log) -> Result<u8, Error> {
     let _lock = take_lock(settings, QUEUE_LOCK)?;
-    let storage = actions::open_storage(&location(settings));
+    let storage = actions::open_storage(&location(settings)?);
     let progress = Progress::new(log);
     let summary = actions::push_queue(storage, &queue_options(settings), &progress)?;
     log.info(&format!(

@@ -23,12 +23,12 @@ pub(super) fn run(settings: &Settings) -> Result<u8, Error> {
         threads: threads(settings),
         now_ms: clock::now_ms(),
     };
+    let location = location(settings)?;
     let server = reach(settings).map(|server| Box::new(server) as Box<dyn Server>);
-    let answers: Vec<Answer> =
-        actions::check(actions::open_storage(&location(settings)), server, &options)
-            .into_iter()
-            .map(Answer::of)
-            .collect();
+    let answers: Vec<Answer> = actions::check(actions::open_storage(&location), server, &options)
+        .into_iter()
+        .map(Answer::of)
+        .collect();
     if settings.text("output") == Some("json") {
         let items: Value = answers.iter().map(Answer::json).collect();
         report::to_stdout(&items.to_string())?;

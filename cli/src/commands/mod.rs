@@ -4,6 +4,7 @@ mod archive;
 mod backup;
 mod check;
 mod info;
+mod location;
 mod restore;
 mod stanza_create;
 mod stanza_end;
@@ -15,12 +16,13 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use pgcairn_engine::actions::{self, StorageLocation};
+use pgcairn_engine::actions;
 use pgcairn_engine::cluster::server::{self, Connection, PgServer};
 use pgcairn_engine::repository::{Repository, layout};
 use pgcairn_engine::storage::Storage;
 use serde_json::Value;
 
+use self::location::location;
 use crate::error::Error;
 use crate::exit;
 use crate::log::Log;
@@ -159,12 +161,8 @@ fn stanza(settings: &Settings) -> &str {
     settings.text("stanza").unwrap_or_default()
 }
 
-fn location(settings: &Settings) -> StorageLocation {
-    StorageLocation::Directory(settings.path("repo1-path"))
-}
-
 fn open_storage(settings: &Settings) -> Result<Arc<dyn Storage>, Error> {
-    Ok(actions::open_storage(&location(settings))?)
+    Ok(actions::open_storage(&location(settings)?)?)
 }
 
 fn open_repository(settings: &Settings) -> Result<Repository, Error> {

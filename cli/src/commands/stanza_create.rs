@@ -13,7 +13,7 @@ use crate::settings::Settings;
 
 pub(super) fn create(settings: &Settings, log: &Log) -> Result<u8, Error> {
     make(settings, log, |server, progress| {
-        let storage = actions::create_storage(&location(settings))?;
+        let storage = actions::create_storage(&location(settings)?)?;
         Ok(actions::stanza_create(
             storage,
             &options(settings),

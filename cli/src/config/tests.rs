@@ -186,8 +186,8 @@ fn values_are_checked_with_the_words_of_pgbackrest() {
         "[032]: 'x' must begin with / for 'repo1-path' option"
     );
     assert_eq!(
-        backup("--repo1-type=s3"),
-        "[032]: 's3' is not allowed for 'repo1-type' option"
+        backup("--repo1-type=azure"),
+        "[032]: 'azure' is not allowed for 'repo1-type' option"
     );
     assert_eq!(
         backup("--force"),

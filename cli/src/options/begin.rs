@@ -76,6 +76,11 @@ pub(super) const fn repo(name: &'static str, kind: Kind, help: &'static str) -> 
     OptionRow::new(name, kind, ALL, help).group(Group::Repository)
 }
 
+/// A `repo1-…` option that means something only on S3.
+pub(super) const fn s3(name: &'static str, kind: Kind, help: &'static str) -> OptionRow {
+    repo(name, kind, help).needs("repo1-type", &["s3"])
+}
+
 /// A `repo1-…` option that shapes only pgBackRest's own repository.
 pub(super) const fn shape(name: &'static str) -> OptionRow {
     repo(name, Text, "shapes pgBackRest's repository; no effect here").effect(Nothing)

@@ -9,7 +9,7 @@ use super::Kind::{Choice, Duration, Flag, List, Number, Pairs, Path, Size, Text}
 use super::Place::CommandLine;
 use super::begin::{
     ACTING, ALL, ARCHIVE, ENDED, LEVELS, RECOVERING, TARGETED, WITH_CLUSTER, WITH_SERVER, own, pg,
-    repo, shape,
+    repo, s3, shape,
 };
 use super::{Group, OptionRow};
 
@@ -491,26 +491,51 @@ pub(crate) const OPTIONS: &[OptionRow] = &[
     )
     .group(Group::Repository)
     .effect(Unsupported),
-    repo("repo1-s3-bucket", Text, "S3 repository bucket").effect(Unsupported),
-    repo("repo1-s3-endpoint", Text, "S3 repository endpoint").effect(Unsupported),
-    repo("repo1-s3-key", Text, "S3 repository access key")
-        .secret()
-        .effect(Unsupported),
-    repo(
-        "repo1-s3-key-secret",
-        Text,
-        "S3 repository secret access key",
+    s3("repo1-s3-bucket", Text, "S3 repository bucket").required(),
+    s3("repo1-s3-endpoint", Text, "endpoint; unset: AWS's"),
+    s3("repo1-s3-key", Text, "S3 repository access key").secret(),
+    s3("repo1-s3-key-secret", Text, "S3 secret access key").secret(),
+    s3(
+        "repo1-s3-key-type",
+        Choice(&["shared", "auto", "web-id", "pod-id", "process"]),
+        "S3 repository key type; all but shared: where AWS tools find it",
     )
-    .secret()
-    .effect(Unsupported),
-    repo("repo1-s3-region", Text, "S3 repository region").effect(Unsupported),
-    repo("repo1-s3-token", Text, "S3 repository security token")
+    .default("shared"),
+    s3("repo1-s3-kms-key-id", Text, "S3 repository KMS key")
         .secret()
         .effect(Unsupported),
+    s3("repo1-s3-region", Text, "S3 repository region"),
+    s3("repo1-s3-requester-pays", Flag, "requester pays")
+        .default("n")
+        .effect(Unsupported),
+    s3("repo1-s3-role", Text, "S3 repository role").effect(Unsupported),
+    s3("repo1-s3-sse-customer-key", Text, "SSE customer key")
+        .secret()
+        .effect(Unsupported),
+    s3("repo1-s3-token", Text, "S3 repository security token").secret(),
+    s3(
+        "repo1-s3-uri-style",
+        Choice(&["host", "path"]),
+        "S3 URI style",
+    )
+    .default("host"),
+    s3("repo1-storage-ca-file", Path, "certificates to trust"),
+    s3("repo1-storage-ca-path", Path, "certificates to trust").effect(Unsupported),
+    s3("repo1-storage-host", Text, "host to connect to"),
+    s3("repo1-storage-port", Number(1, 65535), "port"),
+    s3("repo1-storage-tag", Pairs, "tags of the objects").effect(Unsupported),
+    repo("repo1-storage-upload-chunk-size", Text, "no effect here").effect(Nothing),
+    s3(
+        "repo1-storage-verify-tls",
+        Flag,
+        "verify the server's certificate; it always is: see repo1-storage-ca-file",
+    )
+    .default("y")
+    .effect(Unsupported),
     shape("repo1-symlink"),
     repo(
         "repo1-type",
-        Choice(&["posix"]),
+        Choice(&["posix", "s3"]),
         "type of storage used for the repository",
     )
     .default("posix"),

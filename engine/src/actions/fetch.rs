@@ -1,9 +1,9 @@
 //! Getting chunks out of the repository: found, read in few requests, verified.
 //!
-//! Promises: what is handed out has been checked against its id; chunks that lie side by side are read together; a copy
-//! that is damaged is passed over for another one, and noted in the repository once a second reading has confirmed it, so
-//! that the next backup stores the chunk again; a chunk is called lost only when the whole repository was asked
-//! (all index segments, and the footers of packs that no segment names).
+//! Promises: what is handed out has been checked against its id; chunks that lie side by side (on a remote storage also
+//! those a little apart) are read together; a copy that is damaged is passed over for another one, and noted in the
+//! repository once a second reading has confirmed it, so that the next backup stores the chunk again; a chunk is called
+//! lost only when the whole repository was asked (all index segments, and the footers of packs that no segment names).
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -23,6 +23,10 @@ use crate::storage::ErrorKind;
 
 /// Stored bytes that are read at once.
 const LARGEST_READ: u64 = 4 << 20;
+
+/// Bytes that nobody wants but that are read along, rather than asking a remote storage twice: about what a connection
+/// carries while a request would travel.
+const LARGEST_GAP: u64 = 256 << 10;
 
 /// Where the chunks of a repository are.
 pub(super) struct Locator<'a> {
@@ -142,6 +146,11 @@ impl<'a> Fetcher<'a> {
         name: impl Fn(&T) -> String,
         mut take: impl FnMut(&T, &[u8]) -> Result<()>,
     ) -> Result<()> {
+        let gap = if self.repository.storage.is_remote() {
+            LARGEST_GAP
+        } else {
+            0
+        };
         while !wanted.is_empty() {
             let mut located = self.located(wanted, &name)?;
             located.sort_by_key(|(location, _)| (location.pack, location.offset));
@@ -149,7 +158,7 @@ impl<'a> Fetcher<'a> {
             let mut rest = located.into_iter().peekable();
             while let Some(first) = rest.next() {
                 let mut group = vec![first];
-                while let Some(next) = rest.next_if(|next| continues(&group, &next.0)) {
+                while let Some(next) = rest.next_if(|next| continues(&group, &next.0, gap)) {
                     group.push(next);
                 }
                 self.group(group, &name, &mut take, &mut wanted)?;
@@ -310,11 +319,13 @@ fn end_of(location: &Location) -> u64 {
     u64::from(location.offset) + FRAME_BYTES as u64 + u64::from(location.stored_bytes)
 }
 
-/// Whether `next` lies directly behind the group (or is its last chunk once more) and still fits into one read.
-fn continues<T>(group: &[(Location, Wanted<T>)], next: &Location) -> bool {
+/// Whether `next` lies behind the group (or is its last chunk once more), no more than `gap` away, and still fits into
+/// one read.
+fn continues<T>(group: &[(Location, Wanted<T>)], next: &Location, gap: u64) -> bool {
     let (Some((first, _)), Some((last, _))) = (group.first(), group.last()) else {
         return false;
     };
-    let beside = u64::from(next.offset) == end_of(last) || next.offset == last.offset;
+    let from = u64::from(next.offset);
+    let beside = next.offset == last.offset || (end_of(last)..=end_of(last) + gap).contains(&from);
     next.pack == last.pack && beside && end_of(next) - u64::from(first.offset) <= LARGEST_READ
 }

@@ -7,12 +7,15 @@ use crate::actions::error::{Error, Result};
 use crate::repository::{self, Repository};
 use crate::storage::Storage;
 use crate::storage::local::LocalStorage;
+use crate::storage::s3::{S3Options, S3Storage};
 
 /// Where a repository is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StorageLocation {
     /// In a directory.
     Directory(PathBuf),
+    /// In a bucket.
+    S3(S3Options),
 }
 
 /// The storage at a place that exists.
@@ -21,6 +24,7 @@ pub fn open_storage(location: &StorageLocation) -> Result<Arc<dyn Storage>> {
         StorageLocation::Directory(path) => {
             Ok(Arc::new(LocalStorage::open(path).map_err(Error::Storage)?))
         }
+        StorageLocation::S3(options) => open_bucket(options),
     }
 }
 
@@ -30,7 +34,13 @@ pub fn create_storage(location: &StorageLocation) -> Result<Arc<dyn Storage>> {
         StorageLocation::Directory(path) => Ok(Arc::new(
             LocalStorage::create(path).map_err(Error::Storage)?,
         )),
+        // Who may make buckets, and how they are to be made, is not for a backup tool to decide.
+        StorageLocation::S3(options) => open_bucket(options),
     }
+}
+
+fn open_bucket(options: &S3Options) -> Result<Arc<dyn Storage>> {
+    Ok(Arc::new(S3Storage::open(options).map_err(Error::Storage)?))
 }
 
 /// The repository in a storage.

@@ -29,8 +29,10 @@ use crate::repository::run::Role;
 use crate::repository::snapshot::Manifest;
 use crate::repository::tree::{Content, Entry, EntryKind, FOLLOWED};
 
-/// Requests that are under way at once, at least: what hides a store's latency.
+/// Requests that are under way at once, at least: one is answered while another is decoded.
 const LEAST_THREADS: usize = 2;
+/// The same where each is a round trip: what hides the latency of a store.
+const LEAST_REMOTE_THREADS: usize = 10;
 
 /// The first PostgreSQL that reads WAL ahead of what it replays, and so asks for segments behind its target.
 const FIRST_LOOKING_AHEAD: u32 = 15;
@@ -235,9 +237,14 @@ impl Restore<'_> {
             tally: self.tally,
             monitor: self.monitor,
         };
+        let least = if self.repository.storage.is_remote() {
+            LEAST_REMOTE_THREADS
+        } else {
+            LEAST_THREADS
+        };
         let mut removed = 0;
         run_jobs(
-            self.options.threads.max(LEAST_THREADS),
+            self.options.threads.max(least),
             |jobs| {
                 let unfolder = Unfolder::new(
                     places,

@@ -1,4 +1,4 @@
-//! Bytes under keys: a directory, memory (S3 follows).
+//! Bytes under keys: a directory, S3, memory.
 //!
 //! **Knows**: keys, whole objects, conditions on putting, listing. **Does not know**: what is in an object.
 //! **Invariants**: an object appears whole or not at all; an object is never replaced by a put; what `put` or `delete`
@@ -8,8 +8,12 @@ use std::borrow::Borrow;
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+mod answer;
+mod bucket;
 pub mod local;
 pub mod memory;
+pub mod patience;
+pub mod s3;
 mod walk;
 
 /// The name of an object: components of `[A-Za-z0-9._=@+-]`, separated by `/`; none empty, `.` or `..`.
@@ -125,6 +129,11 @@ pub trait Storage: Send + Sync {
     fn delete(&self, key: &Key) -> Result<()>;
     /// What a person would call this storage; no secrets.
     fn describe(&self) -> String;
+    /// Whether every request costs a round trip: then many should be under way at once, and reading a little that is not
+    /// needed is cheaper than asking twice.
+    fn is_remote(&self) -> bool {
+        false
+    }
 }
 
 /// Milliseconds since 1970-01-01 UTC; negative before it.

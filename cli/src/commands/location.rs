@@ -1,0 +1,144 @@
+//! Where the repository is, from the options.
+//!
+//! Promises: a bucket's key comes from a file or the environment, never from the command line (the option table sees to
+//! that). Refuses half a key.
+
+use pgcairn_engine::actions::StorageLocation;
+use pgcairn_engine::storage::patience::Patience;
+use pgcairn_engine::storage::s3::{S3Key, S3Options};
+
+use crate::error::Error;
+use crate::settings::Settings;
+
+/// The place that the options name.
+pub(super) fn location(settings: &Settings) -> Result<StorageLocation, Error> {
+    let path = settings.path("repo1-path");
+    if settings.text("repo1-type") != Some("s3") {
+        return Ok(StorageLocation::Directory(path));
+    }
+    let owned = |name| settings.text(name).map(str::to_owned);
+    Ok(StorageLocation::S3(S3Options {
+        bucket: owned("repo1-s3-bucket").unwrap_or_default(),
+        prefix: path.to_string_lossy().trim_matches('/').to_owned(),
+        endpoint: endpoint(settings),
+        region: owned("repo1-s3-region"),
+        path_style: settings.text("repo1-s3-uri-style") == Some("path"),
+        key: key(settings)?,
+        ca_file: settings.text("repo1-storage-ca-file").map(Into::into),
+        patience: Patience::default(),
+    }))
+}
+
+/// The key that stands in the options; with another key type, and without one, AWS's usual places are asked.
+fn key(settings: &Settings) -> Result<Option<S3Key>, Error> {
+    let text = |name| settings.text(name).map(str::to_owned);
+    if settings.text("repo1-s3-key-type") != Some("shared") {
+        return Ok(None);
+    }
+    let missing = |name| Error::OptionMissing {
+        name,
+        command: settings.command,
+    };
+    match (text("repo1-s3-key"), text("repo1-s3-key-secret")) {
+        (None, None) if text("repo1-s3-token").is_none() => Ok(None),
+        (None, _) => Err(missing("repo1-s3-key")),
+        (_, None) => Err(missing("repo1-s3-key-secret")),
+        (Some(id), Some(secret)) => Ok(Some(S3Key {
+            id,
+            secret,
+            token: text("repo1-s3-token"),
+        })),
+    }
+}
+
+/// The server's URL: the endpoint, its host and port replaced where that is asked for.
+fn endpoint(settings: &Settings) -> Option<String> {
+    let endpoint = settings.text("repo1-s3-endpoint");
+    let host = settings.text("repo1-storage-host");
+    let given = host.or(endpoint)?.trim_end_matches('/');
+    let split = |url: &str| {
+        let (scheme, rest) = url.split_once("://")?;
+        Some((scheme.to_owned(), rest.to_owned()))
+    };
+    let scheme_of = |url: Option<&str>| url.and_then(split).map(|(scheme, _)| scheme);
+    let scheme = scheme_of(host)
+        .or_else(|| scheme_of(endpoint))
+        .unwrap_or_else(|| "https".to_owned());
+    let place = split(given).map_or_else(|| given.to_owned(), |(_, rest)| rest);
+    let Some(port) = settings.number("repo1-storage-port") else {
+        return Some(format!("{scheme}://{place}"));
+    };
+    let place = match place.rsplit_once(':') {
+        Some((name, old)) if old.bytes().all(|c| c.is_ascii_digit()) => name.to_owned(),
+        _ => place,
+    };
+    Some(format!("{scheme}://{place}:{port}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+
+    use crate::{arguments, config, ini};
+
+    use super::*;
+
+    fn settled(options: &str, file: &str) -> Settings {
+        let line = format!("pgcairn info --repo1-type=s3 --repo1-s3-bucket=cairns {options}");
+        let words = line.split_whitespace().map(OsString::from).collect();
+        let line = arguments::parse(words).unwrap();
+        config::merge(
+            line,
+            &std::collections::BTreeMap::new(),
+            &ini::parse(file).unwrap(),
+        )
+        .unwrap()
+    }
+
+    fn at(options: &str) -> Option<String> {
+        endpoint(&settled(options, ""))
+    }
+
+    #[test]
+    fn the_endpoint_is_a_url_whose_host_and_port_can_be_replaced() {
+        assert_eq!(at(""), None);
+        let endpoint = "--repo1-s3-endpoint=s3.example.org";
+        assert_eq!(at(endpoint).unwrap(), "https://s3.example.org");
+        assert_eq!(
+            at(&format!("{endpoint}:9000 --repo1-storage-port=9001")).unwrap(),
+            "https://s3.example.org:9001"
+        );
+        assert_eq!(
+            at(&format!(
+                "{endpoint} --repo1-storage-host=10.0.0.1 --repo1-storage-port=9000"
+            ))
+            .unwrap(),
+            "https://10.0.0.1:9000"
+        );
+        assert_eq!(
+            at("--repo1-s3-endpoint=http://localhost:9000/").unwrap(),
+            "http://localhost:9000"
+        );
+    }
+
+    #[test]
+    fn half_a_key_is_refused_by_the_name_of_the_other_half() {
+        let half = settled("", "[global]\nrepo1-s3-key=AKID\n");
+        let error = location(&half).unwrap_err().to_string();
+        assert!(error.contains("repo1-s3-key-secret"), "{error}");
+        assert!(!error.contains("AKID"), "{error}");
+    }
+
+    #[test]
+    fn a_repository_on_s3_lies_below_its_path() {
+        let settings = settled(
+            "--repo1-path=/cairns/main --repo1-s3-uri-style=path",
+            "[global]\nrepo1-s3-key=AKID\nrepo1-s3-key-secret=S\n",
+        );
+        let StorageLocation::S3(options) = location(&settings).unwrap() else {
+            unreachable!("repo1-type is s3");
+        };
+        assert_eq!(options.prefix, "cairns/main");
+        assert!(options.path_style && options.key.is_some());
+    }
+}

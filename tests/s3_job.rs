@@ -1,0 +1,155 @@
+//! The main job with its repository in a bucket: the program as users run it, a live server, a real S3 server.
+//!
+//! Promises: the server's tables are compared, and its data directory passes PostgreSQL's own checks. Refuses: a secret
+//! on a command line or in a log.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use pgcairn_tests::fault_proxy::{Fault, FaultProxy};
+use pgcairn_tests::postgres::{Server, Stop};
+use pgcairn_tests::process::{Finished, finish};
+use pgcairn_tests::s3_server::{BUCKET, KEY, S3Server, SECRET};
+
+/// A server whose WAL and backups go into a bucket.
+struct Cluster {
+    server: Server,
+    proxy: FaultProxy,
+    config: PathBuf,
+    _s3: S3Server,
+}
+
+impl Cluster {
+    fn archiving() -> Self {
+        let s3 = S3Server::start();
+        let proxy = FaultProxy::start(s3.address);
+        let server = Server::empty(pgcairn_tests::postgres::system_major());
+        let [cache, log, lock] = ["cache", "log.d", "lock"].map(|name| server.make_folder(name));
+        let config = server.make_file(
+            "pgcairn.conf",
+            format!(
+                "[global]\nrepo1-type=s3\nrepo1-path=/main/repo\nrepo1-s3-bucket={BUCKET}\n\
+                 repo1-s3-endpoint=http://{}\nrepo1-s3-region=us-east-1\nrepo1-s3-uri-style=path\n\
+                 repo1-s3-key={KEY}\nrepo1-s3-key-secret={SECRET}\n\
+                 cache-path={}\nlog-path={}\nlog-level-file=debug\nlock-path={}\nstart-fast=y\n\n[main]\n{}",
+                proxy.address,
+                cache.display(),
+                log.display(),
+                lock.display(),
+                server.stanza_options(),
+            ),
+        );
+        server.init(&[]);
+        let pgcairn = server.pgcairn_path();
+        server.configure(&format!(
+            "archive_mode = on\narchive_command = '{} --config={} --stanza=main archive-push \"%p\"'\n",
+            pgcairn.display(),
+            config.display()
+        ));
+        server.start();
+        let cluster = Cluster {
+            server,
+            proxy,
+            config,
+            _s3: s3,
+        };
+        cluster.run(&["stanza-create"]).success();
+        cluster
+    }
+
+    fn run(&self, words: &[&str]) -> Finished {
+        let mut command = self.server.command(self.server.pgcairn_path());
+        command
+            .arg(format!("--config={}", self.config.display()))
+            .arg("--stanza=main")
+            .args(words);
+        finish(&mut command)
+    }
+
+    fn all_logs(&self) -> String {
+        let logs = fs::read_dir(self.server.folder().join("log.d")).expect("the logs are there");
+        let read = |entry: fs::DirEntry| fs::read_to_string(entry.path()).unwrap_or_default();
+        logs.flatten().map(read).collect()
+    }
+}
+
+#[test]
+fn the_main_job_runs_on_s3() {
+    let cluster = Cluster::archiving();
+    let server = &cluster.server;
+    server.pgbench(&["--initialize", "--scale=2"]);
+    let full = cluster.run(&["--type=full", "backup"]);
+    full.success();
+    server.pgbench(&["--no-vacuum", "--transactions=200"]);
+    cluster.run(&["--type=incr", "backup"]).success();
+    // What only the archive knows.
+    server.execute("CREATE TABLE late AS SELECT 42 AS n");
+    let tables = server.hashes();
+    server.value("SELECT pg_walfile_name(pg_switch_wal())");
+    // A server that stops archives all that it has finished.
+    server.stop(Stop::Fast);
+    let damaged = server.data.join("PG_VERSION");
+    fs::remove_file(damaged).expect("the data directory can be damaged");
+    cluster.run(&["--delta", "restore"]).success();
+    server.start();
+    server.wait_for_promotion();
+    assert_eq!(server.hashes(), tables);
+    server.amcheck();
+    let info = cluster.run(&["--output=json", "info"]).success();
+    assert!(
+        info.contains("\"full\"") && info.contains("\"incr\""),
+        "{info}"
+    );
+    assert!(!cluster.all_logs().contains(SECRET));
+}
+
+#[test]
+fn the_main_job_survives_a_bad_network() {
+    let cluster = Cluster::archiving();
+    let server = &cluster.server;
+    server.pgbench(&["--initialize", "--scale=1"]);
+    let storm = || {
+        for method in ["PUT", "GET"] {
+            for fault in [
+                Fault::Refused(503, "Retry-After: 0\r\n"),
+                Fault::AnswerLost,
+                Fault::Broken,
+                Fault::AnswerReplaced(500),
+            ] {
+                cluster.proxy.order(method, fault);
+            }
+        }
+        cluster.proxy.order("GET", Fault::Cut(100));
+    };
+    cluster.proxy.delay(Duration::from_millis(5));
+    storm();
+    cluster.run(&["--type=full", "backup"]).success();
+    storm();
+    cluster.run(&["--type=incr", "backup"]).success();
+    let tables = server.hashes();
+    server.stop(Stop::Fast);
+    fs::remove_file(server.data.join("PG_VERSION")).expect("it can be damaged");
+    storm();
+    cluster.run(&["--delta", "restore"]).success();
+    server.start();
+    server.wait_for_promotion();
+    assert_eq!(server.hashes(), tables);
+}
+
+#[test]
+fn a_store_that_is_down_fails_the_command_and_lists_nothing() {
+    let cluster = Cluster::archiving();
+    cluster.run(&["--type=full", "backup"]).success();
+    for _ in 0..3 {
+        cluster.proxy.order("PUT", Fault::Refused(403, ""));
+    }
+    let failed = cluster.run(&["--type=full", "backup"]);
+    assert_ne!(failed.code, Some(0));
+    assert!(
+        failed.stdout.contains("what they may do") || failed.stderr.contains("what they may do"),
+        "{failed:?}"
+    );
+    let info = cluster.run(&["--output=json", "info"]).success();
+    assert_eq!(info.matches("\"full\"").count(), 1, "{info}");
+}

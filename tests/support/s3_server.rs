@@ -1,0 +1,178 @@
+//! A real S3 server in this process, on loopback: s3s over files in a temporary directory.
+//!
+//! Promises: an address of its own for each server, one bucket, one key, signatures checked; it ends with its handle.
+//! What `s3s-fs` 0.14.1 does not do is done here: it looks whether an object is there *before* it reads a body and
+//! publishes by a rename that replaces, so of racing puts several win; here puts of one key wait for each other. It takes
+//! a directory for an object, and the want of a bucket for the want of a key; here both are told apart.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto::Builder;
+use s3s::auth::SimpleAuth;
+use s3s::dto::{
+    DeleteObjectInput, DeleteObjectOutput, GetObjectInput, GetObjectOutput, ListObjectsV2Input,
+    ListObjectsV2Output, PutObjectInput, PutObjectOutput,
+};
+use s3s::service::S3ServiceBuilder;
+use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
+use s3s_fs::FileSystem;
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+
+use pgcairn_engine::storage::patience::Patience;
+use pgcairn_engine::storage::s3::{S3Key, S3Options, S3Storage};
+
+/// The bucket that each server has.
+pub const BUCKET: &str = "cairns";
+/// The name of the key that each server knows.
+pub const KEY: &str = "AKCAIRN";
+/// Its secret.
+pub const SECRET: &str = "a-secret-that-is-never-shown";
+
+/// A running server.
+pub struct S3Server {
+    /// Where it listens.
+    pub address: SocketAddr,
+    runtime: Option<Runtime>,
+    _directory: TempDir,
+}
+
+impl S3Server {
+    /// Starts a server with an empty bucket.
+    pub fn start() -> Self {
+        let directory = TempDir::new().expect("a temporary directory can be made");
+        std::fs::create_dir(directory.path().join(BUCKET)).expect("a bucket can be made");
+        let files = FileSystem::new(directory.path()).expect("the directory is there");
+        let mut service = S3ServiceBuilder::new(OneAtATime {
+            files,
+            root: directory.path().to_owned(),
+            keys: Mutex::default(),
+        });
+        service.set_auth(SimpleAuth::from_single(KEY, SECRET));
+        let service = service.build();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .expect("threads can be started");
+        let listener = runtime
+            .block_on(TcpListener::bind(("127.0.0.1", 0)))
+            .expect("a port is free");
+        let address = listener.local_addr().expect("a listener has an address");
+        runtime.spawn(async move {
+            while let Ok((connection, _)) = listener.accept().await {
+                connection.set_nodelay(true).ok();
+                let service = service.clone();
+                tokio::spawn(async move {
+                    let server = Builder::new(TokioExecutor::new());
+                    // A client that went away is no concern of the server's.
+                    drop(
+                        server
+                            .serve_connection(TokioIo::new(connection), service)
+                            .await,
+                    );
+                });
+            }
+        });
+        S3Server {
+            address,
+            runtime: Some(runtime),
+            _directory: directory,
+        }
+    }
+
+    /// How this server is reached, or a proxy before it.
+    pub fn options(at: SocketAddr) -> S3Options {
+        S3Options {
+            bucket: BUCKET.to_owned(),
+            prefix: "repo/sitory".to_owned(),
+            endpoint: Some(format!("http://{at}")),
+            region: Some("us-east-1".to_owned()),
+            path_style: true,
+            key: Some(S3Key {
+                id: KEY.to_owned(),
+                secret: SECRET.to_owned(),
+                token: None,
+            }),
+            ca_file: None,
+            patience: Patience::default(),
+        }
+    }
+
+    /// A storage in the bucket.
+    pub fn storage(&self) -> S3Storage {
+        S3Storage::open(&Self::options(self.address)).expect("the options are sound")
+    }
+}
+
+impl Drop for S3Server {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// `s3s-fs`, with puts and deletes of one key one at a time.
+struct OneAtATime {
+    files: FileSystem,
+    root: PathBuf,
+    keys: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl OneAtATime {
+    fn turn(&self, key: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(keys.entry(key.to_owned()).or_default())
+    }
+}
+
+#[async_trait::async_trait]
+impl S3 for OneAtATime {
+    async fn put_object(
+        &self,
+        request: S3Request<PutObjectInput>,
+    ) -> S3Result<S3Response<PutObjectOutput>> {
+        if !self.root.join(&request.input.bucket).is_dir() {
+            return Err(s3_error!(NoSuchBucket));
+        }
+        let turn = self.turn(&request.input.key);
+        let _turn = turn.lock().await;
+        self.files.put_object(request).await
+    }
+
+    async fn get_object(
+        &self,
+        request: S3Request<GetObjectInput>,
+    ) -> S3Result<S3Response<GetObjectOutput>> {
+        let bucket = self.root.join(&request.input.bucket);
+        if !bucket.is_dir() {
+            return Err(s3_error!(NoSuchBucket));
+        }
+        if bucket.join(&request.input.key).is_dir() {
+            return Err(s3_error!(NoSuchKey));
+        }
+        self.files.get_object(request).await
+    }
+
+    async fn delete_object(
+        &self,
+        request: S3Request<DeleteObjectInput>,
+    ) -> S3Result<S3Response<DeleteObjectOutput>> {
+        let turn = self.turn(&request.input.key);
+        let _turn = turn.lock().await;
+        self.files.delete_object(request).await
+    }
+
+    async fn list_objects_v2(
+        &self,
+        request: S3Request<ListObjectsV2Input>,
+    ) -> S3Result<S3Response<ListObjectsV2Output>> {
+        self.files.list_objects_v2(request).await
+    }
+}
