@@ -21,7 +21,7 @@ fn patience() -> Patience {
         silence: Duration::from_secs(5),
         first_pause: Duration::from_millis(1),
         longest_pause: Duration::from_millis(20),
-        give_up: Duration::from_secs(60),
+        give_up: Duration::from_mins(1),
         ..Patience::default()
     }
 }
@@ -41,7 +41,7 @@ impl Place {
     fn with(patience: Patience) -> Self {
         let server = S3Server::start();
         let proxy = FaultProxy::start(server.address);
-        let storage = open(S3Options {
+        let storage = open(&S3Options {
             patience,
             ..S3Server::options(proxy.address)
         });
@@ -65,8 +65,8 @@ impl Place {
     }
 }
 
-fn open(options: S3Options) -> S3Storage {
-    S3Storage::open(&options).expect("the options are sound")
+fn open(options: &S3Options) -> S3Storage {
+    S3Storage::open(options).expect("the options are sound")
 }
 
 fn key(text: &str) -> Key {
@@ -116,7 +116,7 @@ fn everything_succeeds_despite(faults: &[Fault]) {
 fn each_call_is_one_request() {
     let place = Place::new();
     let storage = &place.storage;
-    storage.put(&key("a/b"), &[7; 100_000]).expect("put");
+    storage.put(&key("a/b"), &vec![7; 100_000]).expect("put");
     assert_eq!(place.requests(), "PUT 1");
     storage.get(&key("a/b")).expect("get");
     assert_eq!(place.requests(), "GET 1");
@@ -130,7 +130,7 @@ fn each_call_is_one_request() {
     assert_eq!(place.requests(), "PUT 1");
     storage.delete(&key("a/b")).expect("delete");
     assert_eq!(place.requests(), "DELETE 1");
-    storage.list("..", None, 10).expect("list");
+    storage.list("a//", None, 10).expect("list");
     assert_eq!(place.requests(), "");
 }
 
@@ -312,7 +312,7 @@ fn racing_puts_with_lost_answers_have_one_winner_each() {
 #[test]
 fn a_missing_bucket_is_not_an_empty_one() {
     let server = S3Server::start();
-    let storage = open(S3Options {
+    let storage = open(&S3Options {
         bucket: "nowhere".to_owned(),
         ..S3Server::options(server.address)
     });
@@ -352,7 +352,7 @@ fn a_wrong_key_is_denied_and_never_shown() {
             }),
             ..S3Server::options(server.address)
         };
-        let storage = open(options.clone());
+        let storage = open(&options);
         let error = storage
             .put(&key("a"), b"body")
             .expect_err("the key is wrong");
@@ -399,7 +399,7 @@ fn where_nobody_listens_and_where_nobody_speaks_tls_is_said_so() {
         give_up: Duration::from_millis(100),
         ..patience()
     };
-    let nobody = open(S3Options {
+    let nobody = open(&S3Options {
         patience: patience.clone(),
         ..S3Server::options(free.expect("a port was free"))
     });
@@ -408,7 +408,7 @@ fn where_nobody_listens_and_where_nobody_speaks_tls_is_said_so() {
     assert!(told(&error).contains("refused"), "{}", told(&error));
 
     let server = S3Server::start();
-    let plain = open(S3Options {
+    let plain = open(&S3Options {
         endpoint: Some(format!("https://{}", server.address)),
         patience,
         ..S3Server::options(server.address)
@@ -421,7 +421,7 @@ fn where_nobody_listens_and_where_nobody_speaks_tls_is_said_so() {
 #[test]
 fn what_lies_beside_the_repository_is_not_listed() {
     let server = S3Server::start();
-    let beside = open(S3Options {
+    let beside = open(&S3Options {
         prefix: "repo".to_owned(),
         ..S3Server::options(server.address)
     });

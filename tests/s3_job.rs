@@ -89,7 +89,7 @@ fn the_main_job_runs_on_s3() {
     server.value("SELECT pg_walfile_name(pg_switch_wal())");
     // A server that stops archives all that it has finished.
     server.stop(Stop::Fast);
-    let damaged = server.data.join("PG_VERSION");
+    let damaged = server.data.join("base/1/PG_VERSION");
     fs::remove_file(damaged).expect("the data directory can be damaged");
     cluster.run(&["--delta", "restore"]).success();
     server.start();
@@ -129,7 +129,7 @@ fn the_main_job_survives_a_bad_network() {
     cluster.run(&["--type=incr", "backup"]).success();
     let tables = server.hashes();
     server.stop(Stop::Fast);
-    fs::remove_file(server.data.join("PG_VERSION")).expect("it can be damaged");
+    fs::remove_file(server.data.join("base/1/PG_VERSION")).expect("it can be damaged");
     storm();
     cluster.run(&["--delta", "restore"]).success();
     server.start();

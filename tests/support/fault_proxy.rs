@@ -273,7 +273,7 @@ fn serve(client: &TcpStream, server: SocketAddr, state: &State) -> io::Result<()
         }
         let passed = pass(
             &request,
-            fault,
+            fault.as_ref(),
             &mut from_client,
             &mut from_server,
             client,
@@ -298,13 +298,13 @@ fn begin(state: &State, method: &str) {
 /// Passes one request on, and its answer back. False: the connection ends here.
 fn pass(
     request: &Head,
-    fault: Option<Fault>,
+    fault: Option<&Fault>,
     from_client: &mut impl BufRead,
     from_server: &mut impl BufRead,
     mut client: &TcpStream,
     mut upstream: &TcpStream,
 ) -> io::Result<bool> {
-    match &fault {
+    match fault {
         Some(Fault::Refused(status, headers)) => {
             copy_body(request, from_client, &mut io::sink(), u64::MAX)?;
             answer(client, *status, headers)?;
@@ -320,7 +320,7 @@ fn pass(
         _ => {}
     }
     let mut body = Vec::new();
-    if fault == Some(Fault::Twice) {
+    if fault == Some(&Fault::Twice) {
         copy_body(request, from_client, &mut body, u64::MAX)?;
         upstream.write_all(request.text.as_bytes())?;
         upstream.write_all(&body)?;
@@ -340,14 +340,14 @@ fn pass(
         }
         Some(Fault::AnswerReplaced(status)) => {
             copy_body(&response, from_server, &mut io::sink(), u64::MAX)?;
-            answer(client, status, "")?;
+            answer(client, *status, "")?;
             return Ok(true);
         }
         _ => client.write_all(response.text.as_bytes())?,
     }
     match fault {
         Some(Fault::Cut(bytes)) => {
-            copy_body(&response, from_server, &mut client, bytes)?;
+            copy_body(&response, from_server, &mut client, *bytes)?;
             Ok(false)
         }
         Some(Fault::SilentBody) => {

@@ -18,7 +18,7 @@ use s3s::dto::{
     ListObjectsV2Output, PutObjectInput, PutObjectOutput,
 };
 use s3s::service::S3ServiceBuilder;
-use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
+use s3s::{Body, S3, S3Request, S3Response, S3Result, s3_error};
 use s3s_fs::FileSystem;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -33,6 +33,9 @@ pub const BUCKET: &str = "cairns";
 pub const KEY: &str = "AKCAIRN";
 /// Its secret.
 pub const SECRET: &str = "a-secret-that-is-never-shown";
+
+/// What a put may carry; S3's own limit is 5 GiB.
+const LARGEST_BODY: usize = 1 << 30;
 
 /// A running server.
 pub struct S3Server {
@@ -136,8 +139,14 @@ impl OneAtATime {
 impl S3 for OneAtATime {
     async fn put_object(
         &self,
-        request: S3Request<PutObjectInput>,
+        mut request: S3Request<PutObjectInput>,
     ) -> S3Result<S3Response<PutObjectOutput>> {
+        // Read before anything is refused: an answer that comes before the body's end breaks the connection.
+        if let Some(body) = request.input.body.take() {
+            let body = Body::from(body).store_all_limited(LARGEST_BODY).await;
+            let body = body.map_err(|_| s3_error!(IncompleteBody))?;
+            request.input.body = Some(Body::from(body).into());
+        }
         if !self.root.join(&request.input.bucket).is_dir() {
             return Err(s3_error!(NoSuchBucket));
         }

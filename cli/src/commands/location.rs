@@ -17,7 +17,7 @@ pub(super) fn location(settings: &Settings) -> Result<StorageLocation, Error> {
         return Ok(StorageLocation::Directory(path));
     }
     let owned = |name| settings.text(name).map(str::to_owned);
-    Ok(StorageLocation::S3(S3Options {
+    Ok(StorageLocation::S3(Box::new(S3Options {
         bucket: owned("repo1-s3-bucket").unwrap_or_default(),
         prefix: path.to_string_lossy().trim_matches('/').to_owned(),
         endpoint: endpoint(settings),
@@ -26,7 +26,7 @@ pub(super) fn location(settings: &Settings) -> Result<StorageLocation, Error> {
         key: key(settings)?,
         ca_file: settings.text("repo1-storage-ca-file").map(Into::into),
         patience: Patience::default(),
-    }))
+    })))
 }
 
 /// The key that stands in the options; with another key type, and without one, AWS's usual places are asked.
@@ -85,7 +85,7 @@ mod tests {
 
     fn settled(options: &str, file: &str) -> Settings {
         let line = format!("pgcairn info --repo1-type=s3 --repo1-s3-bucket=cairns {options}");
-        let words = line.split_whitespace().map(OsString::from).collect();
+        let words: Vec<_> = line.split_whitespace().map(OsString::from).collect();
         let line = arguments::parse(words).unwrap();
         config::merge(
             line,

@@ -15,7 +15,7 @@ pub enum StorageLocation {
     /// In a directory.
     Directory(PathBuf),
     /// In a bucket.
-    S3(S3Options),
+    S3(Box<S3Options>),
 }
 
 /// The storage at a place that exists.

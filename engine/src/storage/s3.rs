@@ -17,7 +17,7 @@ use aws_config::timeout::TimeoutConfig;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{
     Builder, Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation,
-    SharedHttpClient, StalledStreamProtectionConfig,
+    RuntimeComponents, SharedHttpClient, StalledStreamProtectionConfig,
 };
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
@@ -352,7 +352,7 @@ impl S3Storage {
         Ok((page, more))
     }
 
-    /// The length of an object, from a listing: a request for no bytes cannot be made.
+    /// Whether an object reaches up to `offset`, from a listing: what no header can ask for.
     fn check_range(&self, what: &'static str, key: &Key, offset: u64) -> Result<()> {
         let listed = self.list(key.as_str(), None, 1)?;
         let failure = match listed.first() {
@@ -421,7 +421,8 @@ impl Storage for S3Storage {
         const WHAT: &str = "get a range of";
         let bytes = buffer.len() as u64;
         let end = match offset.checked_add(bytes) {
-            Some(end) if bytes > 0 => end,
+            // S3's own numbers are signed.
+            Some(end) if bytes > 0 && i64::try_from(end).is_ok() => end,
             _ => return self.check_range(WHAT, key, offset),
         };
         let name = self.full(key.as_str());
@@ -578,7 +579,7 @@ fn http_client(options: &S3Options) -> Outcome<Option<SharedHttpClient>, String>
             if let Some(settings) = settings {
                 connector = connector.connector_settings(settings.clone());
             }
-            connector.set_sleep_impl(components.and_then(|components| components.sleep_impl()));
+            connector.set_sleep_impl(components.and_then(RuntimeComponents::sleep_impl));
             connector
                 .tls_provider(provider.clone())
                 .tls_context(context.clone())
