@@ -7,6 +7,7 @@
 
 mod archive;
 mod calls;
+mod careless;
 mod check;
 mod crash;
 mod damage;

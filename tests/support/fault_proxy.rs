@@ -76,6 +76,9 @@ impl Gate {
     }
 }
 
+/// A request to the proxy itself.
+const ASKS_WHAT_PASSED: &str = "GET /-/passed ";
+
 /// What passed, by method.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Passed {
@@ -260,6 +263,10 @@ fn serve(client: &TcpStream, server: SocketAddr, state: &State) -> io::Result<()
     let mut from_server = BufReader::with_capacity(1 << 16, &upstream);
     loop {
         let request = Head::read(&mut from_client)?;
+        if request.text.starts_with(ASKS_WHAT_PASSED) {
+            tell_passed(client, state)?;
+            continue;
+        }
         let method = request.method().to_owned();
         let fault = {
             let mut faults = lock(&state.faults);
@@ -285,6 +292,20 @@ fn serve(client: &TcpStream, server: SocketAddr, state: &State) -> io::Result<()
             return Ok(());
         }
     }
+}
+
+/// What passed since it was last asked for: `PUT 1, GET 2, at once 3`.
+fn tell_passed(mut client: &TcpStream, state: &State) -> io::Result<()> {
+    let passed = std::mem::take(&mut lock(&state.passed).0);
+    let mut text = String::new();
+    for (method, count) in passed.requests {
+        text.push_str(&format!("{method} {count}, "));
+    }
+    text.push_str(&format!("at once {}\n", passed.most_at_once));
+    let length = text.len();
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
+    client.write_all(head.as_bytes())?;
+    client.write_all(text.as_bytes())
 }
 
 fn begin(state: &State, method: &str) {

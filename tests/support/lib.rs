@@ -9,6 +9,7 @@
     reason = "what goes wrong here fails the test that called it"
 )]
 
+pub mod careless;
 pub mod churn;
 pub mod crashing;
 pub mod damage;

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -42,18 +42,26 @@ pub struct S3Server {
     /// Where it listens.
     pub address: SocketAddr,
     runtime: Option<Runtime>,
-    _directory: TempDir,
+    /// Removed when the server ends.
+    directory: Option<TempDir>,
 }
 
 impl S3Server {
     /// Starts a server with an empty bucket.
     pub fn start() -> Self {
         let directory = TempDir::new().expect("a temporary directory can be made");
-        std::fs::create_dir(directory.path().join(BUCKET)).expect("a bucket can be made");
-        let files = FileSystem::new(directory.path()).expect("the directory is there");
+        let mut server = Self::start_in(directory.path());
+        server.directory = Some(directory);
+        server
+    }
+
+    /// Starts a server with an empty bucket, which lies in a folder that this makes and that stays.
+    pub fn start_in(root: &Path) -> Self {
+        std::fs::create_dir_all(root.join(BUCKET)).expect("a bucket can be made");
+        let files = FileSystem::new(root).expect("the directory is there");
         let mut service = S3ServiceBuilder::new(OneAtATime {
             files,
-            root: directory.path().to_owned(),
+            root: root.to_owned(),
             keys: Mutex::default(),
         });
         service.set_auth(SimpleAuth::from_single(KEY, SECRET));
@@ -85,7 +93,7 @@ impl S3Server {
         S3Server {
             address,
             runtime: Some(runtime),
-            _directory: directory,
+            directory: None,
         }
     }
 
@@ -117,6 +125,10 @@ impl Drop for S3Server {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
+        }
+        if let Some(directory) = self.directory.take() {
+            // A request that still runs may write behind it; it is in the system's folder for such things.
+            drop(directory.close());
         }
     }
 }

@@ -15,13 +15,14 @@ use crate::actions::error::{Error, Result};
 use crate::actions::info::wal_of;
 use crate::actions::label::backups;
 use crate::actions::online::{check_archiving, check_same};
+use crate::actions::probe::{RACES_AT_CHECK, probe};
 use crate::actions::stanza::epoch_of;
 use crate::actions::wal_needed::Archive;
 use crate::cluster::control_file::{self, ControlFile};
 use crate::cluster::server::{Identity, Server};
 use crate::repository::snapshot;
 use crate::repository::stanza::Epoch;
-use crate::repository::{self, Repository, probe};
+use crate::repository::{self, Repository};
 use crate::storage::Storage;
 
 /// Clocks that are further apart than this make times in listings misleading.
@@ -154,11 +155,11 @@ impl Check<'_> {
             return self.skip("permissions", "the storage cannot be opened");
         };
         let seen = self.ask("permissions", || {
-            let seen = probe::probe(storage).map_err(Error::Repository)?;
+            let seen = probe(storage, RACES_AT_CHECK)?;
             let text = if seen.capabilities.put_if_absent {
-                "put, get, list and delete work; a second put is refused"
+                "put, get, list and delete work; of racing puts one wins"
             } else {
-                "put, get, list and delete work; a second put is not refused: prune needs --exclusive"
+                "put, get, list and delete work; of racing puts several win: only one host may write here"
             };
             Ok((text.to_owned(), seen))
         });

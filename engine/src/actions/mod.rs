@@ -27,6 +27,7 @@ mod pages;
 mod pipeline;
 mod places;
 mod plan;
+mod probe;
 mod recovery_target;
 mod reindex;
 mod restore;

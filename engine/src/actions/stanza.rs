@@ -5,12 +5,18 @@ use std::sync::Arc;
 
 use crate::actions::error::{Error, Result};
 use crate::actions::online::check_same;
+use crate::actions::probe::{RACES_AT_CREATION, probe};
 use crate::cluster::control_file::{self, ControlFile};
 use crate::cluster::server::Server;
-use crate::monitor::Monitor;
+use crate::monitor::{Monitor, Problem};
 use crate::repository::stanza::{self, Epoch};
 use crate::repository::{self, Repository, layout};
 use crate::storage::Storage;
+
+/// What follows for a store without put-if-absent.
+const WITHOUT_PUT_IF_ABSENT: &str = "of racing puts of one key this store lets several succeed: every put looks first whether the \
+     object is there, which costs a request, and only one host may write to this repository at a time; two that do can \
+     each lose what the other wrote";
 
 /// What a stanza is made for.
 #[derive(Debug, Clone)]
@@ -43,7 +49,13 @@ pub fn stanza_create(
 ) -> Result<StanzaCreateSummary> {
     layout::check_stanza_name(&options.stanza).map_err(Error::Repository)?;
     let control = cluster_of(options, server)?;
-    let repository = repository::create(storage).map_err(Error::Repository)?;
+    let repository = repository_in(storage)?;
+    if !repository.config.capabilities.put_if_absent {
+        monitor.problem(&Problem {
+            object: repository.storage.describe(),
+            message: WITHOUT_PUT_IF_ABSENT.to_owned(),
+        });
+    }
     let epochs = stanza::epochs(&repository, &options.stanza).map_err(Error::Repository)?;
     if let Some(newest) = epochs.last() {
         check_epoch(newest, &options.stanza, &control, &options.pgdata)?;
@@ -62,6 +74,20 @@ pub fn stanza_create(
     .map_err(Error::Repository)?;
     check_epoch(&epoch, &options.stanza, &control, &options.pgdata)?;
     Ok(summary(&epoch, true))
+}
+
+/// Opens the repository that is there, and completes one whose creation was interrupted; else makes one in an empty storage.
+fn repository_in(storage: Arc<dyn Storage>) -> Result<Repository> {
+    let made = match repository::open(Arc::clone(&storage)) {
+        Ok(found) => repository::complete(found),
+        Err(repository::Error::NotARepository { .. }) => {
+            repository::refuse_foreign_objects(storage.as_ref()).map_err(Error::Repository)?;
+            let seen = probe(storage.as_ref(), RACES_AT_CREATION)?;
+            repository::create(storage, seen.capabilities, seen.now_ms)
+        }
+        Err(error) => Err(error),
+    };
+    made.map_err(Error::Repository)
 }
 
 /// Makes the cluster at hand the stanza's newest epoch, after `pg_upgrade` or a new `initdb`; the stanza must exist. What

@@ -257,7 +257,12 @@ pub fn parse_wal_file(key: &str) -> Option<&str> {
 
 /// What a probe writes.
 pub fn probe(run: RunId, n: u32) -> Key {
-    built(format!("{PROBE_PREFIX}{run}/{n:010}"))
+    built(format!("{}{n:010}", probe_prefix(run)))
+}
+
+/// Where a probe writes.
+pub fn probe_prefix(run: RunId) -> String {
+    format!("{PROBE_PREFIX}{run}/")
 }
 
 /// Refuses stanza names other than 1 to 64 of `[A-Za-z0-9._-]`, the first a letter or digit.

@@ -12,6 +12,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::codec::{self, RecordKind};
 use crate::ids::{ChunkId, RepositoryId};
+use crate::storage::looking::LookingStorage;
 use crate::storage::{self, ErrorKind, Key, Object, Storage};
 
 pub mod config;
@@ -20,7 +21,6 @@ pub mod gc_log;
 pub mod label;
 pub mod layout;
 pub mod packs;
-pub mod probe;
 pub mod quarantine;
 pub mod run;
 pub mod segment;
@@ -29,7 +29,7 @@ pub mod stanza;
 pub mod tree;
 pub mod wal;
 
-use config::Config;
+use config::{Capabilities, Config};
 
 /// Keys asked for in one listing request: what S3 answers at most.
 const LIST_PAGE: usize = 1000;
@@ -188,23 +188,29 @@ pub(crate) fn storage_failed(source: storage::Error) -> Error {
     Error::Storage { source }
 }
 
-/// Makes a repository in an empty storage, or opens the one that is there; completes one whose creation was interrupted.
-/// Fails if the storage holds anything else.
-pub fn create(storage: Arc<dyn Storage>) -> Result<Repository> {
-    match open(Arc::clone(&storage)) {
-        Ok(repository) => return write_config(repository),
-        Err(Error::NotARepository { .. }) => {}
-        Err(error) => return Err(error),
-    }
-    refuse_foreign_objects(storage.as_ref())?;
+/// Makes a repository in a storage that was seen to be empty and to do this; if another has made one meanwhile, opens that.
+pub fn create(
+    storage: Arc<dyn Storage>,
+    capabilities: Capabilities,
+    now_ms: i64,
+) -> Result<Repository> {
     let id = RepositoryId::random().map_err(|source| Error::Random { source })?;
-    let seen = probe::probe(storage.as_ref())?;
-    let repository = Repository {
+    let config = Config::new(now_ms, capabilities);
+    let storage = careful(storage, &config);
+    complete(Repository {
         storage,
-        config: Config::new(seen.now_ms, seen.capabilities),
+        config,
         id,
-    };
-    write_config(repository)
+    })
+}
+
+/// What a repository is written through: where a put may replace an object, what is there is looked at first.
+fn careful(storage: Arc<dyn Storage>, config: &Config) -> Arc<dyn Storage> {
+    if config.capabilities.put_if_absent {
+        storage
+    } else {
+        Arc::new(LookingStorage::new(storage))
+    }
 }
 
 /// Opens a repository: reads `config`, or its copy if that is missing or damaged.
@@ -228,7 +234,7 @@ pub fn open(storage: Arc<dyn Storage>) -> Result<Repository> {
         .check()
         .map_err(|reason| Error::Config { place, reason })?;
     Ok(Repository {
-        storage,
+        storage: careful(storage, &config),
         config,
         id,
     })
@@ -331,7 +337,8 @@ fn read_config(storage: &dyn Storage, key: &Key) -> Result<(RepositoryId, Config
 
 /// Puts `config` and its copy where they are missing. Another creator may have won meanwhile: then its repository is the
 /// one that is opened.
-fn write_config(repository: Repository) -> Result<Repository> {
+/// Writes what the creation of a repository was too early interrupted to write.
+pub fn complete(repository: Repository) -> Result<Repository> {
     for key in [layout::config(), layout::config_copy()] {
         match put_record(&repository, &key, RecordKind::Config, &repository.config) {
             Err(error) if error.is_already_there() => {
@@ -365,7 +372,8 @@ fn write_copy_of(winner: Repository) -> Result<Repository> {
     }
 }
 
-fn refuse_foreign_objects(storage: &dyn Storage) -> Result<()> {
+/// Fails if a storage without a repository holds anything else.
+pub fn refuse_foreign_objects(storage: &dyn Storage) -> Result<()> {
     let mut after: Option<Key> = None;
     loop {
         let page = storage

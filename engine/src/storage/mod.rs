@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 mod answer;
 mod bucket;
 pub mod local;
+pub mod looking;
 pub mod memory;
 pub mod patience;
 pub mod s3;
