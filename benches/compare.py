@@ -2,7 +2,7 @@
 """Measures whole commands of pgcairn, side by side with other backup tools, on one PostgreSQL cluster of 2 GB.
 
     benches/compare.py --work FOLDER [--pgcairn PATH] [--pgbackrest PATH] [--restic PATH]
-                       [--repetitions N] [--scale N] [--csv FILE]
+                       [--repetitions N] [--scale N] [--csv FILE] [--s3-server PATH [--latency MS]]
 
     --work         keeps the cluster between calls; all else in it is removed at the end. Takes 12 GB
     --pgcairn      the binary that is measured (default: the release build)
@@ -11,6 +11,9 @@
     --repetitions  how often everything is done (default 3); medians are shown
     --scale        pgbench's scale; the text beside it grows along (default 60)
     --csv          the single measurements go there (default: FOLDER/measurements.csv)
+    --s3-server    the test server's binary (pgcairn-s3-server): all repositories then lie in its bucket, behind a
+                   proxy that counts requests; restic is left out
+    --latency      how long each request waits in the proxy, in milliseconds (default 20)
 
 Each repetition has a fresh copy of the cluster (made by cluster.py), fresh repositories and fresh caches. The tools
 take turns at each job, every time in another order. Before each timed command all WAL is archived for all tools and
@@ -21,6 +24,7 @@ all of them where there are several. Restored tables are compared with the clust
 
 import argparse
 import csv
+import encodings.idna  # before the account changes: Python's own library may be out of reach afterwards
 import filecmp
 import os
 import platform
@@ -33,6 +37,7 @@ import statistics
 import subprocess
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 from cluster import ENVIRONMENT, Server, build, die, programs, run, say
@@ -40,21 +45,24 @@ from cluster import ENVIRONMENT, Server, build, die, programs, run, say
 PAGE = 8192
 SAMPLE_SECONDS = 0.01
 UPDATES = (1_000, 10_000, 100_000)
-FIELDS = ("repetition", "job", "tool", "wall_s", "cpu_s", "peak_bytes", "peak_sum_bytes", "stored_bytes")
+FIELDS = ("repetition", "job", "tool", "wall_s", "cpu_s", "peak_bytes", "peak_sum_bytes", "stored_bytes",
+          "requests")
 
 
 class Tool:
     """What all tools have: a folder with configuration, repository and cache, each of them fresh for a repetition."""
 
     wal = None
+    store = None
 
     def __init__(self, binary, folder):
         self.binary, self.folder = binary, folder
-        self.repository = folder / "repository"
+        self.repository = folder / "repository" if self.store is None else self.store.bucket / folder.name
 
     def prepare(self, data, socket):
         """Makes everything anew."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self.repository, ignore_errors=True)
         for name in ("repository", "cache", "log", "lock", "spool"):
             (self.folder / name).mkdir(parents=True)
         self.data, self.socket = data, socket
@@ -76,7 +84,8 @@ class Configured(Tool):
 
     def prepare(self, data, socket):
         super().prepare(data, socket)
-        common = {"repo1-path": self.repository, "log-path": self.folder / "log", "lock-path": self.folder / "lock",
+        place = {"repo1-path": self.repository} if self.store is None else self.store.options(self.folder.name)
+        common = place | {"log-path": self.folder / "log", "lock-path": self.folder / "lock",
                   "start-fast": "y", "process-max": 2, "compress-type": "zst", "compress-level": 3,
                   "log-level-console": "warn", "spool-path": self.folder / "spool"}
         own = {name: str(value).format(folder=self.folder) for name, value in self.settings.items()}
@@ -147,6 +156,38 @@ class Restic(Tool):
         return target / self.data.relative_to("/")
 
 
+class Store:
+    """An S3 server behind a proxy that slows requests down and counts them."""
+
+    def __init__(self, binary, folder, latency):
+        folder.mkdir()
+        self.bucket = folder / "bucket" / "cairns"
+        self.process = subprocess.Popen([binary, folder, str(latency)], env=ENVIRONMENT, stdin=subprocess.DEVNULL)
+        deadline = time.monotonic() + 10
+        while not (folder / "address").exists():
+            if time.monotonic() > deadline:
+                die("the S3 server does not start")
+            time.sleep(0.01)
+        self.address = (folder / "address").read_text()
+
+    def options(self, name):
+        """As both tools have them."""
+        host, port = self.address.rsplit(":", 1)
+        return {"repo1-type": "s3", "repo1-path": f"/{name}", "repo1-s3-bucket": "cairns",
+                "repo1-s3-endpoint": "s3.invalid", "repo1-s3-region": "us-east-1", "repo1-s3-uri-style": "path",
+                "repo1-s3-key": "AKCAIRN", "repo1-s3-key-secret": "a-secret-that-is-never-shown",
+                "repo1-storage-host": f"http://{host}", "repo1-storage-port": port}
+
+    def passed(self):
+        """The requests since the last call."""
+        with urllib.request.urlopen(f"http://{self.address}/-/passed") as answer:
+            return answer.read().decode().strip()
+
+    def end(self):
+        self.process.kill()
+        self.process.wait()
+
+
 # --- measuring
 
 def family(process):
@@ -190,6 +231,8 @@ def timed(tool, command):
     command = [str(part) for part in command]
     before = tool.stored()
     os.sync()
+    if tool.store:
+        tool.store.passed()
     log = tool.folder / "output"
     with log.open("w") as output:
         used, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
@@ -204,7 +247,7 @@ def timed(tool, command):
         die(f"{' '.join(command)}: exit {status}\n{log.read_text()}")
     return {"wall_s": wall, "cpu_s": now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime,
             "peak_bytes": peaks.largest, "peak_sum_bytes": max(peaks.sum, peaks.largest),
-            "stored_bytes": tool.stored() - before}
+            "stored_bytes": tool.stored() - before, "requests": tool.store.passed() if tool.store else ""}
 
 
 class Repetition:
@@ -360,15 +403,16 @@ def table(rows, tools, left_out, data_bytes, load):
            f"{data_bytes / 1e9:.2f} GB in base/; {machine()}; load at the start {load:.1f}. "
            f"Medians of {repetitions}; × = the tool's figure over pgcairn's. MB = 10^6 bytes.")
     yield ""
-    yield "| job | tool | wall s | × | CPU s | × | peak MB (sum) | stored MB |"
-    yield "|---|---|---|---|---|---|---|---|"
+    counted = any(row["requests"] for row in rows)
+    yield f"| job | tool | wall s | × | CPU s | × | peak MB (sum) | stored MB |{' requests |' if counted else ''}"
+    yield f"|---|---|---|---|---|---|---|---|{'---|' if counted else ''}"
     for job in dict.fromkeys(row["job"] for row in rows):
         ours = {row["repetition"]: row for row in rows if row["job"] == job and row["tool"] == Pgcairn.name}
         for tool in tools:
             mine = [row for row in rows if row["job"] == job and row["tool"] == tool.name]
             if not mine:
                 continue
-            middle = {field: statistics.median(row[field] for row in mine) for field in FIELDS[3:]}
+            middle = {field: statistics.median(row[field] for row in mine) for field in FIELDS[3:8]}
             times = {field: statistics.median(row[field] / ours[row["repetition"]][field] for row in mine)
                      for field in ("wall_s", "cpu_s")}
             peak = f"{middle['peak_bytes'] / 1e6:.0f}"
@@ -377,7 +421,8 @@ def table(rows, tools, left_out, data_bytes, load):
             # A push stores WAL, and a restore stores nothing.
             stored = shown(middle["stored_bytes"] / 1e6) if "full" in job[:12] or job.startswith("incr") else ""
             yield (f"| {job} | {tool.name} | {shown(middle['wall_s'])} | {times['wall_s']:.2f} | "
-                   f"{shown(middle['cpu_s'])} | {times['cpu_s']:.2f} | {peak} | {stored} |")
+                   f"{shown(middle['cpu_s'])} | {times['cpu_s']:.2f} | {peak} | {stored} |"
+                   f"{' ' + mine[-1]['requests'] + ' |' if counted else ''}")
 
 
 def options():
@@ -389,6 +434,8 @@ def options():
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--scale", type=int, default=60)
     parser.add_argument("--csv", type=Path)
+    parser.add_argument("--s3-server", type=Path)
+    parser.add_argument("--latency", type=int, default=20)
     chosen = parser.parse_args()
     if chosen.pgcairn is None:
         target = os.environ.get("CARGO_TARGET_DIR") or Path(__file__).resolve().parent.parent / "target"
@@ -426,13 +473,18 @@ def main():
     work = chosen.work.resolve()
     measurements = (chosen.csv or work / "measurements.csv").resolve()
     kinds = {"pgcairn": Pgcairn, "pgbackrest": PgBackRest, "restic": Restic}
+    if chosen.s3_server:
+        chosen.restic = None
     binaries = {name: path for name in kinds if (path := getattr(chosen, name))}
     left_out = [kind.name for name, kind in kinds.items() if name not in binaries]
     work.mkdir(parents=True, exist_ok=True)
     with measurements.open("w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS)
         writer.writeheader()
-        scratch = settle(work, binaries)
+        extra = {"s3-server": chosen.s3_server} if chosen.s3_server else {}
+        scratch = settle(work, binaries | extra)
+        if extra:
+            Tool.store = Store(scratch / "s3-server", scratch / "s3", chosen.latency)
         tools = [kinds[name](scratch / name, scratch / f"{name}-files") for name in binaries]
         pristine = work / f"cluster-{programs().parent.name}-{chosen.scale}"
         load = os.getloadavg()[0]
@@ -452,6 +504,8 @@ def main():
             data_bytes = sum(path.stat().st_size for path in (pristine / "base").rglob("*") if path.is_file())
             print("\n".join(table(rows, tools, left_out, data_bytes, load)))
         finally:
+            if Tool.store:
+                Tool.store.end()
             os.chdir(work)
             shutil.rmtree(scratch, ignore_errors=True)
 
