@@ -22,5 +22,6 @@ mod postgres;
 mod postgres_files;
 mod postgres_refusals;
 mod postgres_reuse;
+mod standby;
 mod storage;
 mod tidy;

@@ -23,7 +23,7 @@ pub(super) fn run(settings: &Settings) -> Result<u8, Error> {
         threads: threads(settings),
         now_ms: clock::now_ms(),
     };
-    let server = reach(settings).map(|server| Box::new(server) as Box<dyn Server>);
+    let server = reach(settings, 1).map(|server| Box::new(server) as Box<dyn Server>);
     let answers: Vec<Answer> =
         actions::check(actions::open_storage(&location(settings)), server, &options)
             .into_iter()
