@@ -33,19 +33,19 @@ fn restored(stanza: &Stanza, backup: &Backup, options: &[&str]) -> (Server, Path
 }
 
 /// PostgreSQL's own programs find nothing wrong.
-fn judge(server: &Server) {
+pub(crate) fn judge(server: &Server) {
     server.amcheck();
     server.stop(Stop::Fast);
     server.verify_checksums();
 }
 
-fn marks(server: &Server) -> Vec<String> {
+pub(crate) fn marks(server: &Server) -> Vec<String> {
     let rows = server.rows("postgres", "SELECT n FROM marks ORDER BY n");
     rows.into_iter().flatten().collect()
 }
 
 /// Each transaction of pgbench adds the same amount to an account, a teller, a branch and the history.
-fn assert_balanced(server: &Server) {
+pub(crate) fn assert_balanced(server: &Server) {
     let sums = "SELECT sum(abalance) FROM pgbench_accounts UNION SELECT sum(tbalance) FROM pgbench_tellers \
                 UNION SELECT sum(bbalance) FROM pgbench_branches UNION SELECT coalesce(sum(delta), 0) FROM pgbench_history";
     assert_eq!(

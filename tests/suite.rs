@@ -25,5 +25,6 @@ mod postgres_refusals;
 mod postgres_reuse;
 mod s3;
 mod s3_job;
+mod standby;
 mod storage;
 mod tidy;

@@ -11,7 +11,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches};
 
 use crate::error::Error;
-use crate::options::{self, Command, Kind, OPTIONS, OptionRow};
+use crate::options::{self, Command, OPTIONS, OptionRow};
 
 /// What was written of one option.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -87,7 +87,7 @@ fn grammar() -> clap::Command {
         }
         let arg = Arg::new(row.name).long(row.name).action(ArgAction::Append);
         command = command.arg(match row.kind {
-            Kind::Flag => arg
+            kind if kind.is_flag() => arg
                 .num_args(0..=1)
                 .require_equals(true)
                 .default_missing_value("y"),

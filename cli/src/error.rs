@@ -52,8 +52,8 @@ pub(crate) enum Error {
     SecretOnCommandLine { name: &'static str },
     #[error("option '{name}' is not supported yet")]
     OptionUnsupported { name: String },
-    #[error("option '{name}': several {what} are not supported yet")]
-    OneOnly { name: String, what: &'static str },
+    #[error("option '{name}': {limit} are not supported yet")]
+    TooMany { name: String, limit: &'static str },
     #[error("option '{name}' key must be between 1 and 256")]
     OptionKey { name: String },
     #[error("{} command requires option: {name}", command.name())]
@@ -61,6 +61,8 @@ pub(crate) enum Error {
         name: &'static str,
         command: Command,
     },
+    #[error("option '{name}' not valid without option '{needed}'")]
+    ClusterWithoutPath { name: String, needed: String },
     #[error(
         "option '{name}' not valid without option '{needed}' in ({})",
         quoted(values)
@@ -79,6 +81,11 @@ pub(crate) enum Error {
     PairInvalid { name: &'static str, value: String },
     #[error("boolean option '--{name}' argument must be 'y' or 'n'")]
     FlagValue { name: &'static str },
+    #[error("option '--{name}' argument must be 'y', 'n' or '{word}'")]
+    FlagOrWord {
+        name: &'static str,
+        word: &'static str,
+    },
     #[error("'{value}' is not valid for '{name}' option")]
     ValueInvalid { name: &'static str, value: String },
     #[error("'{value}' is not allowed for '{name}' option")]
@@ -167,6 +174,7 @@ impl Error {
             Error::ParameterMissing { .. } => exit::PARAMETER_REQUIRED,
             Error::OptionMissing { .. } => exit::OPTION_REQUIRED,
             Error::FlagValue { .. }
+            | Error::FlagOrWord { .. }
             | Error::ValueInvalid { .. }
             | Error::ValueNotAllowed { .. }
             | Error::ValueRange { .. }

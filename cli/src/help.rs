@@ -51,9 +51,10 @@ Parameters: [",
         ]);
     }
     let rows = || {
-        OPTIONS
-            .iter()
-            .filter(|row| row.commands.contains(&command) && row.effect == Effect::Used)
+        let first = |name| options::numbered(name).is_none_or(|(number, _)| number == 1);
+        OPTIONS.iter().filter(move |row| {
+            row.commands.contains(&command) && row.effect == Effect::Used && first(row.name)
+        })
     };
     let width = rows().map(|row| row.name.len() + 2).max().unwrap_or(0);
     for (group, title) in [
@@ -69,6 +70,11 @@ Parameters: [",
             continue;
         }
         text.extend(["\n", title, " Options:\n\n"]);
+        if group == Group::Stanza && options::find("pg2-path", command).is_some() {
+            text.push_str(
+                "  Further clusters of the stanza have the same options, from pg2- to pg8-.\n",
+            );
+        }
         for row in rows {
             let default = row
                 .default
@@ -113,6 +119,7 @@ fn details(row: &OptionRow) -> String {
         Kind::Choice(allowed) => lines.push(format!("allowed: {}", allowed.join(", "))),
         Kind::Number(lowest, highest) => lines.push(format!("allowed: {lowest} to {highest}")),
         Kind::Flag => lines.push("allowed: y, n".to_owned()),
+        Kind::FlagOr(word) => lines.push(format!("allowed: y, n, {word}")),
         Kind::Duration => {
             lines.push("allowed: seconds, or a number with ms, s, m, h, d, w".to_owned());
         }

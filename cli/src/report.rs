@@ -6,7 +6,8 @@ use std::error::Error as _;
 use std::io::{self, Write};
 
 use pgcairn_engine::actions::{
-    self, BackupSummary, ErrorKind, RestoreSummary, StanzaCreateSummary, StanzaDeleteSummary,
+    self, BackupSummary, ErrorKind, RestoreSummary, StandbyError, StanzaCreateSummary,
+    StanzaDeleteSummary,
 };
 use serde_json::{Value, json};
 
@@ -110,9 +111,31 @@ pub(crate) fn hints(error: &actions::Error) -> Vec<String> {
             "recovery cannot go beyond this segment; backups that need it cannot be made consistent.",
             "pg_wal of the primary or of a standby may still hold it: move the damaged object away and push it again.",
         ],
+        actions::Error::Standby(problem) => hints_of_standby(problem),
         other => hints_of_kind(other.kind()),
     };
     hints.iter().map(|hint| (*hint).to_owned()).collect()
+}
+
+fn hints_of_standby(problem: &StandbyError) -> &'static [&'static str] {
+    match problem {
+        StandbyError::NoPrimary => &["are all available clusters in recovery?"],
+        StandbyError::NoStandby => &[
+            "a standby is configured as pg2-path, pg2-socket-path and so on, beside its primary.",
+            "--backup-standby=prefer backs up the primary if there is no standby, --no-backup-standby in any case.",
+        ],
+        StandbyError::SeveralPrimaries { .. } => {
+            &["one of them was promoted, or is another cluster: take it out of the configuration."]
+        }
+        StandbyError::Foreign { .. } => {
+            &["do both directories belong to one primary and its standby?"]
+        }
+        StandbyError::Behind { .. } => &[
+            "is replay paused on the standby, or its connection to the primary lost?",
+            "archive-timeout is how long a standby that does not progress is waited for.",
+        ],
+        _ => &[],
+    }
 }
 
 fn hints_of_kind(kind: ErrorKind) -> &'static [&'static str] {

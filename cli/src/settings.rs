@@ -160,6 +160,10 @@ impl Value {
                 "n" => Ok(Value::Flag(false)),
                 _ => Err(Error::FlagValue { name }),
             },
+            Kind::FlagOr(word) if ["y", "n", word].contains(&text.as_str()) => {
+                Ok(Value::Text(text))
+            }
+            Kind::FlagOr(word) => Err(Error::FlagOrWord { name, word }),
             Kind::Text => Ok(Value::Text(text)),
             Kind::Number(lowest, highest) => match text.parse() {
                 Ok(number) if (lowest..=highest).contains(&number) => Ok(Value::Number(number)),

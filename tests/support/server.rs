@@ -78,6 +78,10 @@ impl Server for Eventful<'_> {
         self.inner.insert_lsn()
     }
 
+    fn checkpoint(&mut self) -> cluster::Result<()> {
+        self.inner.checkpoint()
+    }
+
     fn restore_point(&mut self, name: &str) -> cluster::Result<Lsn> {
         self.inner.restore_point(name)
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
-use crate::postgres::Server;
+use crate::postgres::{SUPERUSER, Server};
 use crate::process::{Finished, finish, wait_until};
 
 /// The stanza of every test.
@@ -115,6 +115,29 @@ impl Stanza {
         words.push("restore".to_owned());
         let said = self.pgcairn(&words).success();
         serde_json::from_str(&said).expect("a restore answers JSON")
+    }
+
+    /// A running standby, made of the newest backup; what the server writes reaches it as it is written, or, unless
+    /// `streaming`, through the archive. It archives nothing.
+    #[track_caller]
+    pub fn standby(&self, streaming: bool) -> Server {
+        let standby = Server::empty(self.server.major);
+        let conninfo = format!(
+            "--recovery-option=primary_conninfo=host={} port=5432 user={SUPERUSER}",
+            self.server.folder().display()
+        );
+        let mut options = vec!["--type=standby"];
+        options.extend(streaming.then_some(conninfo.as_str()));
+        self.restore(&standby, "latest", &options);
+        standby.start();
+        standby
+    }
+
+    /// Makes a server the second cluster of the configuration.
+    pub fn add_second_cluster(&self, server: &Server) {
+        let mut text = fs::read_to_string(&self.config).expect("there is a configuration");
+        text.push_str(&server.stanza_options().replace("pg1-", "pg2-"));
+        self.server.make_file("pgcairn.conf", text);
     }
 
     /// The stanza in `info --output=json`.

@@ -1,11 +1,10 @@
-//! `backup`: one backup of the cluster, full, diff or incr.
+//! `backup`: one backup of the cluster, full, diff or incr; from the primary, or from a standby if that is asked for.
 
-use pgcairn_engine::actions::{self, BackupOptions};
-use pgcairn_engine::cluster::server::Server;
+use pgcairn_engine::actions::{self, BackupOptions, CopyFrom, Standby};
 use pgcairn_engine::monitor::Tally;
 use pgcairn_engine::repository::snapshot::BackupType;
 
-use super::{compress_level, connect, host, open_repository, stanza, take_lock, tell, threads};
+use super::{clusters, compress_level, host, open_repository, stanza, take_lock, tell, threads};
 use crate::clock;
 use crate::error::Error;
 use crate::log::Log;
@@ -16,16 +15,47 @@ use crate::settings::Settings;
 pub(super) fn run(settings: &Settings, log: &Log) -> Result<u8, Error> {
     let _lock = take_lock(settings, "backup")?;
     let repository = open_repository(settings)?;
-    let mut server = connect(settings)?;
     let (tally, progress) = (Tally::default(), Progress::new(log));
-    let server = server.as_mut().map(|server| server as &mut dyn Server);
-    let summary = actions::backup(&repository, server, &options(settings), &tally, &progress)?;
+    let mut options = options(settings);
+    let summary = if settings.flag("online") {
+        let mut roles = actions::find_roles(clusters(settings)?, copy_from(settings), &progress)?;
+        options.pgdata = roles.primary.pgdata;
+        let primary = roles.primary.server.as_mut();
+        match &mut roles.standby {
+            None => actions::backup(&repository, Some(primary), &options, &tally, &progress)?,
+            Some(member) => {
+                let standby = Standby {
+                    server: member.server.as_mut(),
+                    pgdata: member.pgdata.clone(),
+                };
+                let (repository, monitor) = (&repository, &progress);
+                actions::backup_from_standby(
+                    repository, primary, standby, &options, &tally, monitor,
+                )?
+            }
+        }
+    } else {
+        if copy_from(settings) != CopyFrom::Primary {
+            log.warn(
+                "option backup-standby is enabled but backup is offline - backup will be performed from pg1-path",
+            );
+        }
+        actions::backup(&repository, None, &options, &tally, &progress)?
+    };
     tell(
         settings,
         &progress,
         &report::backup_lines(&summary),
         &report::backup_json(&summary),
     )
+}
+
+fn copy_from(settings: &Settings) -> CopyFrom {
+    match settings.text("backup-standby") {
+        Some("y") => CopyFrom::Standby,
+        Some("prefer") => CopyFrom::PreferStandby,
+        _ => CopyFrom::Primary,
+    }
 }
 
 fn options(settings: &Settings) -> BackupOptions {

@@ -24,7 +24,7 @@ pub(super) fn run(settings: &Settings) -> Result<u8, Error> {
         now_ms: clock::now_ms(),
     };
     let location = location(settings)?;
-    let server = reach(settings).map(|server| Box::new(server) as Box<dyn Server>);
+    let server = reach(settings, 1).map(|server| Box::new(server) as Box<dyn Server>);
     let answers: Vec<Answer> = actions::check(actions::open_storage(&location), server, &options)
         .into_iter()
         .map(Answer::of)

@@ -16,8 +16,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use pgcairn_engine::actions;
-use pgcairn_engine::cluster::server::{self, Connection, PgServer};
+use pgcairn_engine::actions::{self, Candidate};
+use pgcairn_engine::cluster::server::{self, Connection, PgServer, Server};
 use pgcairn_engine::repository::{Repository, layout};
 use pgcairn_engine::storage::Storage;
 use serde_json::Value;
@@ -178,24 +178,47 @@ fn connect(settings: &Settings) -> Result<Option<PgServer>, Error> {
     if !settings.flag("online") {
         return Ok(None);
     }
-    Ok(Some(reach(settings)?))
+    Ok(Some(reach(settings, 1)?))
 }
 
-/// The server of the cluster.
-fn reach(settings: &Settings) -> Result<PgServer, actions::Error> {
+/// The server of the cluster with this number.
+fn reach(settings: &Settings, number: u32) -> Result<PgServer, actions::Error> {
+    let text = |option: &str| settings.text(&format!("pg{number}-{option}"));
     let connection = Connection {
-        socket_path: settings.text("pg1-socket-path").map(Into::into),
+        socket_path: text("socket-path").map(Into::into),
         port: settings
-            .number("pg1-port")
+            .number(&format!("pg{number}-port"))
             .and_then(|port| u16::try_from(port).ok())
             .unwrap_or(5432),
-        user: settings.text("pg1-user").map(str::to_owned),
-        database: settings
-            .text("pg1-database")
-            .unwrap_or("postgres")
-            .to_owned(),
+        user: text("user").map(str::to_owned),
+        database: text("database").unwrap_or("postgres").to_owned(),
     };
     server::connect(&connection).map_err(actions::Error::Cluster)
+}
+
+/// All configured clusters, and the sessions with their servers.
+fn clusters(settings: &Settings) -> Result<Vec<Candidate>, Error> {
+    let mut clusters = Vec::new();
+    for number in 1..=options::LAST_CLUSTER {
+        let (prefix, path) = (format!("pg{number}-"), format!("pg{number}-path"));
+        if settings.text(&path).is_some() {
+            let server = reach(settings, number).map(|server| Box::new(server) as Box<dyn Server>);
+            clusters.push(Candidate {
+                number,
+                pgdata: settings.path(&path),
+                server,
+            });
+            continue;
+        }
+        let mut given = settings.values.keys().filter(|name| settings.given(name));
+        if let Some(name) = given.find(|name| name.starts_with(&prefix)) {
+            return Err(Error::ClusterWithoutPath {
+                name: (*name).to_owned(),
+                needed: path,
+            });
+        }
+    }
+    Ok(clusters)
 }
 
 /// The threads to use: what was asked for, or one per core.

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use crate::arguments::CommandLine;
 use crate::error::Error;
 use crate::ini::{self, Ini};
-use crate::options::{self, Command, Effect, Kind, OPTIONS, OptionRow, Place};
+use crate::options::{self, Command, Effect, OPTIONS, OptionRow, Place};
 use crate::settings::{Origin, Setting, Settings, Value};
 
 const PREFIX: &str = "PGCAIRN_";
@@ -36,13 +36,13 @@ pub(crate) fn numbered_error(name: &str) -> Option<Error> {
     let (number, first) = options::numbered(name)?;
     let row = options::known(&first)?;
     let name = name.to_owned();
-    let what = if row.group.prefix() == Some("pg") {
-        "hosts of a cluster"
+    let limit = if row.group.prefix() == Some("pg") {
+        "more than 8 clusters"
     } else {
-        "repositories"
+        "several repositories"
     };
     match number {
-        2..=256 => Some(Error::OneOnly { name, what }),
+        2..=256 => Some(Error::TooMany { name, limit }),
         _ => Some(Error::OptionKey { name }),
     }
 }
@@ -215,7 +215,7 @@ fn settle_one(
     };
     let found = match line.options.get(name) {
         Some(given) if given.reset => default(),
-        Some(given) if given.negated && row.kind == Kind::Flag => {
+        Some(given) if given.negated && row.kind.is_flag() => {
             Some((Origin::CommandLine, vec!["n".to_owned()]))
         }
         Some(given) if given.negated => None,

@@ -115,6 +115,31 @@ fn an_unsupported_option_is_accepted_only_where_it_asks_for_nothing() {
 }
 
 #[test]
+fn a_flag_that_may_be_a_word_is_written_as_a_flag_too() {
+    let value = |option: &str| {
+        let words = format!("backup --stanza=demo --pg1-path=/pg {option}");
+        let settings = settle_all(&words, &[], "[global]\nbackup-standby=prefer\n").unwrap();
+        settings.text("backup-standby").unwrap().to_owned()
+    };
+    assert_eq!(value(""), "prefer");
+    assert_eq!(value("--backup-standby"), "y");
+    assert_eq!(value("--backup-standby=y"), "y");
+    assert_eq!(value("--no-backup-standby"), "n");
+    assert_eq!(value("--reset-backup-standby"), "n");
+}
+
+#[test]
+fn further_clusters_stand_beside_the_first_for_those_that_speak_with_servers() {
+    let file = "[demo]\npg1-path=/pg\npg2-path=/other\npg2-port=5433\n";
+    let settings = settle_all("backup --stanza=demo", &[], file).unwrap();
+    assert_eq!(settings.text("pg2-path"), Some("/other"));
+    assert_eq!(settings.number("pg2-port"), Some(5433));
+    assert_eq!(settings.text("pg3-path"), None);
+    let settings = settle_all("archive-push --stanza=demo x", &[], file).unwrap();
+    assert_eq!(settings.text("pg2-path"), None);
+}
+
+#[test]
 fn what_cannot_be_honoured_is_named_wherever_it_stands() {
     let pg = "--stanza=demo --pg1-path=/pg";
     let backup = format!("backup {pg}");
@@ -129,6 +154,14 @@ fn what_cannot_be_honoured_is_named_wherever_it_stands() {
     assert_eq!(
         refused(&backup, &[], "[global]\nrepo2-path=/a"),
         "[031]: option 'repo2-path': several repositories are not supported yet"
+    );
+    assert_eq!(
+        refused(&backup, &[], "[demo]\npg9-path=/a"),
+        "[031]: option 'pg9-path': more than 8 clusters are not supported yet"
+    );
+    assert_eq!(
+        refused(&backup, &[], "[demo]\npg2-path=/a\npg2-host=b"),
+        "[031]: option 'pg2-host' is not supported yet"
     );
     assert_eq!(
         refused(&backup, &[], "[global]\npg1-path=/a"),

@@ -5,9 +5,13 @@
 //! by itself; `arguments.rs` and `config.rs` do.
 
 mod begin;
+mod clusters;
 mod table;
 
-pub(crate) use table::OPTIONS;
+pub(crate) use clusters::LAST_CLUSTER;
+
+/// All options.
+pub(crate) const OPTIONS: &[OptionRow] = &clusters::all();
 
 /// A command of the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,6 +109,8 @@ impl Command {
 pub(crate) enum Kind {
     /// `y` or `n`; `--name` alone is `y`, `--no-name` is `n`.
     Flag,
+    /// A flag that may also be this word.
+    FlagOr(&'static str),
     /// Any text.
     Text,
     /// A whole number from … to.
@@ -124,6 +130,11 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    /// Whether its name alone means `y`, and `no-` before it `n`.
+    pub(crate) const fn is_flag(self) -> bool {
+        matches!(self, Kind::Flag | Kind::FlagOr(_))
+    }
+
     /// Whether it may be given more than once.
     pub(crate) fn repeats(self) -> bool {
         matches!(self, Kind::List | Kind::Pairs)
@@ -178,7 +189,7 @@ pub(crate) enum Effect {
 /// One row of the table. An option that differs between commands has a row for each of its shapes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct OptionRow {
-    /// Its name, with the number 1 if it is numbered.
+    /// Its name, with its number if it is numbered.
     pub(crate) name: &'static str,
     pub(crate) kind: Kind,
     pub(crate) commands: &'static [Command],
@@ -217,7 +228,7 @@ impl OptionRow {
             default: None,
             required: false,
             secret: false,
-            negatable: matches!(kind, Kind::Flag),
+            negatable: kind.is_flag(),
             needs: None,
         }
     }
@@ -315,12 +326,7 @@ mod tests {
     fn rows_of_one_name_agree_in_what_the_command_line_must_know() {
         for row in OPTIONS {
             for other in OPTIONS.iter().filter(|other| other.name == row.name) {
-                assert_eq!(
-                    matches!(row.kind, Kind::Flag),
-                    matches!(other.kind, Kind::Flag),
-                    "{}",
-                    row.name
-                );
+                assert_eq!(row.kind.is_flag(), other.kind.is_flag(), "{}", row.name);
                 assert_eq!(
                     (row.secret, row.negatable, row.place),
                     (other.secret, other.negatable, other.place)

@@ -5,7 +5,7 @@ use super::Command::{
     StanzaUpgrade, Start, Stop, Version,
 };
 use super::Effect::{Nothing, Unsupported};
-use super::Kind::{Choice, Duration, Flag, List, Number, Pairs, Path, Size, Text};
+use super::Kind::{Choice, Duration, Flag, FlagOr, List, Number, Pairs, Path, Size, Text};
 use super::Place::CommandLine;
 use super::begin::{
     ACTING, ALL, ARCHIVE, ENDED, LEVELS, RECOVERING, TARGETED, WITH_CLUSTER, WITH_SERVER, own, pg,
@@ -13,8 +13,8 @@ use super::begin::{
 };
 use super::{Group, OptionRow};
 
-/// All options.
-pub(crate) const OPTIONS: &[OptionRow] = &[
+/// All options but those of further clusters.
+pub(super) const ROWS: &[OptionRow] = &[
     // Of single commands
     own(
         "annotation",
@@ -90,11 +90,11 @@ pub(crate) const OPTIONS: &[OptionRow] = &[
     .default("1m"),
     own(
         "backup-standby",
-        Text,
+        FlagOr("prefer"),
         &[Backup],
-        "backup from the standby cluster",
+        "backup from the standby cluster; prefer: from the primary if there is none",
     )
-    .effect(Unsupported),
+    .default("n"),
     own(
         "checksum-page",
         Flag,

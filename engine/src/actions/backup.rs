@@ -22,6 +22,7 @@ use crate::actions::pages::{PageVerdict, is_torn};
 use crate::actions::pipeline::{Outlet, beside, run_backup};
 use crate::actions::plan::{Basis, Planned, Planner};
 use crate::actions::session::{BEAT_SECONDS, Session};
+use crate::actions::standby::Standby;
 use crate::actions::stanza::epoch_of;
 use crate::actions::stat_record::{self, StatReader, StatWriter};
 use crate::cluster::control_file::{self, ControlFile};
@@ -39,6 +40,8 @@ use crate::repository::{self, Repository, forget};
 
 /// How often the server's session is kept alive.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// The option under which a manifest says that the files were copied from a standby.
+pub(super) const FROM_STANDBY: &str = "backup-standby";
 
 /// What a backup is asked to do.
 #[derive(Debug, Clone)]
@@ -100,6 +103,33 @@ pub fn backup(
     tally: &Tally,
     monitor: &dyn Monitor,
 ) -> Result<BackupSummary> {
+    back_up(repository, options, tally, monitor, |control| {
+        BackupMode::prepare(server, options, control)
+    })
+}
+
+/// Backs up a running cluster whose files, but for those that are each server's own, are copied from a standby;
+/// `options.pgdata` is the primary's.
+pub fn backup_from_standby<'s>(
+    repository: &Repository,
+    primary: &'s mut dyn Server,
+    standby: Standby<'s>,
+    options: &BackupOptions,
+    tally: &Tally,
+    monitor: &dyn Monitor,
+) -> Result<BackupSummary> {
+    back_up(repository, options, tally, monitor, |control| {
+        BackupMode::prepare_with_standby(primary, standby, options, control)
+    })
+}
+
+fn back_up<'s>(
+    repository: &Repository,
+    options: &BackupOptions,
+    tally: &Tally,
+    monitor: &dyn Monitor,
+    prepare: impl FnOnce(&ControlFile) -> Result<BackupMode<'s>>,
+) -> Result<BackupSummary> {
     let begun = Instant::now();
     for (key, damage) in repository::config_damage(repository).map_err(Error::Repository)? {
         let message = format!(
@@ -111,7 +141,8 @@ pub fn backup(
     }
     let control = control_file::read(&options.pgdata).map_err(Error::Cluster)?;
     let epoch = epoch_of(repository, &options.stanza, &control, &options.pgdata)?;
-    let mode = BackupMode::prepare(server, options, &control)?;
+    let mode = prepare(&control)?;
+    let standby = mode.standby().map(Path::to_owned);
     let same = |manifest: &Manifest| {
         manifest.system_id == control.system_id && manifest.version == control.version
     };
@@ -132,6 +163,7 @@ pub fn backup(
         options,
         control: &control,
         epoch: &epoch,
+        standby,
         tally,
         monitor,
     };
@@ -181,6 +213,8 @@ pub(super) struct Run<'a> {
     pub(super) options: &'a BackupOptions,
     pub(super) control: &'a ControlFile,
     pub(super) epoch: &'a Epoch,
+    /// The data directory of the standby that files are copied from.
+    pub(super) standby: Option<PathBuf>,
     pub(super) tally: &'a Tally,
     pub(super) monitor: &'a dyn Monitor,
 }
@@ -234,12 +268,6 @@ impl<'a> Run<'a> {
             )?),
             None => None,
         };
-        let basis = match (prior, &nodes) {
-            (Some(prior), Some(nodes)) => {
-                Some(self.basis(repository, prior, nodes, &known, chosen.backup_type))
-            }
-            _ => None,
-        };
         let mode = Mutex::new(mode);
         let live = Live {
             session,
@@ -261,7 +289,7 @@ impl<'a> Run<'a> {
             Ok(())
         };
         let copied = beside(KEEP_ALIVE, tick, || {
-            let copied = self.copy(&live, nodes.as_ref(), basis)?;
+            let copied = self.copy(&live, nodes.as_ref(), prior)?;
             packer.publish_rest()?;
             BackupMode::prove_wal(
                 repository,
@@ -305,19 +333,24 @@ impl<'a> Run<'a> {
     /// record, and only while nothing about the cluster or the repository is odd.
     fn basis<'n>(
         &self,
-        repository: &Repository,
+        live: &Live<'n, '_>,
         prior: &'n Committed,
         nodes: &'n NodeReader<'n>,
-        known: &Known,
-        backup_type: BackupType,
+        window: &Window,
     ) -> Basis<'n>
     where
         'a: 'n,
     {
-        let manifest = &prior.manifest;
+        let (repository, known) = (live.session.repository, live.known);
+        let (manifest, backup_type) = (&prior.manifest, live.chosen.backup_type);
         let sound = known.suspects.is_empty() && !known.quarantined;
-        let same = manifest.timeline == self.control.timeline
-            && manifest.stop_timeline == self.control.timeline
+        let from_standby = manifest
+            .options
+            .iter()
+            .any(|(name, _)| name == FROM_STANDBY);
+        let same = manifest.timeline == window.timeline
+            && manifest.stop_timeline == window.timeline
+            && from_standby == self.standby.is_some()
             && manifest.checksums == self.control.checksums
             && manifest.page_bytes == self.control.page_bytes;
         let trusting = backup_type != BackupType::Full && !self.options.delta && sound && same;
@@ -352,15 +385,26 @@ impl<'a> Run<'a> {
         &self,
         live: &Live<'r, '_>,
         nodes: Option<&'r NodeReader<'r>>,
-        basis: Option<Basis<'r>>,
-    ) -> Result<Copied> {
+        prior: Option<&'r Committed>,
+    ) -> Result<Copied>
+    where
+        'a: 'r,
+    {
         let config = &live.session.repository.config;
         self.monitor.stage(Stage::StartBackup, 0, 0);
         let repository = live.session.repository;
         let label = &live.chosen.label;
-        let window =
-            live.mode()
-                .start(repository, self.options, self.epoch, self.control, label)?;
+        let window = live.mode().start(
+            repository,
+            self.options,
+            self.epoch,
+            self.control,
+            label,
+            self.monitor,
+        )?;
+        let basis = prior
+            .zip(nodes)
+            .map(|(prior, nodes)| self.basis(live, prior, nodes, &window));
         let totals = live
             .chosen
             .prior
@@ -516,6 +560,7 @@ impl<'a> Run<'a> {
             segment_blocks: self.control.segment_blocks,
             online,
             exclude: self.options.exclude.clone(),
+            standby: self.standby.clone(),
         }
     }
 }

@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use crate::actions::assemble::Assembled;
-use crate::actions::backup::{Copied, Run};
+use crate::actions::backup::{Copied, FROM_STANDBY, Run};
 use crate::actions::error::{Error, Result};
 use crate::actions::known::Known;
 use crate::actions::label::Chosen;
@@ -133,19 +133,26 @@ impl Run<'_> {
                 bad_pages,
                 torn_pages,
             },
-            options: vec![
-                (
-                    "compress-level".to_owned(),
-                    options.compress_level.to_string(),
-                ),
-                ("delta".to_owned(), options.delta.to_string()),
-            ],
+            options: self.shaping_options(),
             pg_control: pg_control.bytes,
             pg_control_mode: mode_of_control(&options.pgdata),
             backup_label: window.backup_label.clone(),
             tablespace_map: window.tablespace_map.clone(),
             page_list,
         }
+    }
+
+    /// The options that shaped the backup, in the order of their names.
+    fn shaping_options(&self) -> Vec<(String, String)> {
+        let level = self.options.compress_level.to_string();
+        let mut options = vec![
+            ("compress-level".to_owned(), level),
+            ("delta".to_owned(), self.options.delta.to_string()),
+        ];
+        if self.standby.is_some() {
+            options.insert(0, (FROM_STANDBY.to_owned(), true.to_string()));
+        }
+        options
     }
 }
 

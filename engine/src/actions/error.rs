@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+use crate::actions::standby::StandbyError;
 use crate::cluster;
 use crate::codec;
 use crate::dedup;
@@ -357,6 +358,9 @@ pub enum Error {
     /// The server was promoted, or changed its timeline, during the backup.
     #[error("the server changed during the backup: {0}")]
     ServerChanged(String),
+    /// A backup cannot be copied from a standby.
+    #[error(transparent)]
+    Standby(#[from] StandbyError),
     /// An option's value makes no sense here.
     #[error("{0}")]
     Invalid(String),
@@ -511,6 +515,7 @@ impl Error {
             Error::ClockBehind { .. } | Error::ClocksApart { .. } => ErrorKind::Clock,
             Error::WalMissing { .. } => ErrorKind::WalMissing,
             Error::SpoolFull { .. } => ErrorKind::Full,
+            Error::Standby(problem) => problem.kind(),
             Error::Invalid(_) => ErrorKind::Invalid,
         }
     }

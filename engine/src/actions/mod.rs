@@ -31,8 +31,10 @@ mod probe;
 mod recovery_target;
 mod reindex;
 mod restore;
+mod roles;
 mod run_lock;
 mod session;
+mod standby;
 mod stanza;
 mod stanza_end;
 mod stat_record;
@@ -48,7 +50,7 @@ pub use archive_queue::{
     PushStatus, QueueOptions, QueueSummary, drop_if_too_many, forget_failure, forget_statuses,
     push_queue, push_status,
 };
-pub use backup::{BackupOptions, BackupSummary, backup};
+pub use backup::{BackupOptions, BackupSummary, backup, backup_from_standby};
 pub use check::{CheckItem, CheckOptions, Verdict, check};
 pub use error::{Error, ErrorKind, Result};
 pub use info::{EpochInfo, StanzaInfo, UnreadableBackup, info};
@@ -60,6 +62,8 @@ pub use reindex::{
     verify_index,
 };
 pub use restore::{RestoreOptions, RestoreSummary, restore};
+pub use roles::{Candidate, CopyFrom, Member, Roles, find_roles};
+pub use standby::{Standby, StandbyError};
 pub use stanza::{StanzaCreateOptions, StanzaCreateSummary, stanza_create, stanza_upgrade};
 pub use stanza_end::{StanzaDeleteOptions, StanzaDeleteSummary, stanza_delete};
 pub use wal_path::TimelineGoal;

@@ -8,10 +8,12 @@ use std::path::Path;
 
 use crate::actions::backup::BackupOptions;
 use crate::actions::error::{Error, Result};
+use crate::actions::standby::Standby;
 use crate::actions::wal_needed::Archive;
 use crate::cluster::control_file::{self, ClusterState, ControlFile};
 use crate::cluster::running::refuse_running;
 use crate::cluster::server::{Identity, Server};
+use crate::monitor::Monitor;
 use crate::repository::Repository;
 use crate::repository::snapshot::{Database, Tablespace};
 use crate::repository::stanza::Epoch;
@@ -19,8 +21,8 @@ use crate::wal_name::{Lsn, Segment, Timeline};
 
 /// A cluster about to be copied: with its server, or stopped.
 pub(super) enum BackupMode<'s> {
-    /// A server in backup mode, or about to be.
-    Online(&'s mut dyn Server),
+    /// A server in backup mode, or about to be; and the standby that files are copied from, if it is one.
+    Online(&'s mut dyn Server, Option<Standby<'s>>),
     /// No server.
     Offline,
 }
@@ -89,14 +91,39 @@ impl<'s> BackupMode<'s> {
         };
         let identity = server.identity().map_err(Error::Cluster)?;
         check_identity(&identity, options, control)?;
-        Ok(BackupMode::Online(server))
+        Ok(BackupMode::Online(server, None))
     }
 
-    /// Keeps the session alive.
-    pub(super) fn ping(&mut self) -> Result<()> {
+    /// The same, for a backup that is copied from a standby.
+    pub(super) fn prepare_with_standby(
+        primary: &'s mut dyn Server,
+        mut standby: Standby<'s>,
+        options: &BackupOptions,
+        control: &ControlFile,
+    ) -> Result<Self> {
+        let identity = primary.identity().map_err(Error::Cluster)?;
+        check_identity(&identity, options, control)?;
+        standby.prepare(control)?;
+        Ok(BackupMode::Online(primary, Some(standby)))
+    }
+
+    /// The data directory of the standby that files are copied from.
+    pub(super) fn standby(&self) -> Option<&Path> {
         match self {
-            BackupMode::Online(server) => server.ping().map_err(Error::Cluster),
-            BackupMode::Offline => Ok(()),
+            BackupMode::Online(_, Some(standby)) => Some(&standby.pgdata),
+            _ => None,
+        }
+    }
+
+    /// Keeps the sessions alive.
+    pub(super) fn ping(&mut self) -> Result<()> {
+        let BackupMode::Online(server, standby) = self else {
+            return Ok(());
+        };
+        server.ping().map_err(Error::Cluster)?;
+        match standby {
+            Some(standby) => standby.server.ping().map_err(Error::Cluster),
+            None => Ok(()),
         }
     }
 
@@ -108,6 +135,7 @@ impl<'s> BackupMode<'s> {
         epoch: &Epoch,
         control: &ControlFile,
         label: &str,
+        monitor: &dyn Monitor,
     ) -> Result<Window> {
         let mut window = Window {
             start_lsn: control.checkpoint,
@@ -121,7 +149,7 @@ impl<'s> BackupMode<'s> {
             tablespace_map: None,
             online: false,
         };
-        let BackupMode::Online(server) = self else {
+        let BackupMode::Online(server, standby) = self else {
             return Ok(window);
         };
         window.online = true;
@@ -153,15 +181,21 @@ impl<'s> BackupMode<'s> {
             let archive = archive(repository, options, epoch, control);
             archive.prove_archiving(*server, window.start_segment(control.wal_segment_bytes))?;
         }
+        if let Some(standby) = standby {
+            standby.catch_up(*server, window.start_lsn, &now, options, monitor)?;
+        }
         Ok(window)
     }
 
     /// Leaves backup mode.
     pub(super) fn stop(&mut self, window: &mut Window) -> Result<()> {
-        let BackupMode::Online(server) = self else {
+        let BackupMode::Online(server, standby) = self else {
             return Ok(());
         };
         window.written_lsn = server.insert_lsn().map_err(Error::Cluster)?;
+        if let Some(standby) = standby {
+            standby.prove_followed(window.timeline, window.written_lsn)?;
+        }
         let stopped = server.stop_backup().map_err(Error::Cluster)?;
         window.stop_lsn = stopped.lsn;
         window.stop_ms = stopped.now_ms;

@@ -32,6 +32,10 @@ const STATE: usize = 16;
 const CHECKPOINT: usize = 32;
 const REDO: usize = 40;
 const TIMELINE: usize = 48;
+const NEXT_XID: usize = 64;
+const CHECKPOINT_END: usize = 128;
+const MIN_RECOVERY: usize = 136;
+const MIN_RECOVERY_TIMELINE: usize = 144;
 const WAL_LEVEL: usize = 172;
 const PAGE_BYTES: usize = 216;
 const SEGMENT_BLOCKS: usize = 220;
@@ -112,6 +116,10 @@ pub struct ControlFile {
     pub redo: Lsn,
     /// The timeline of that checkpoint.
     pub timeline: Timeline,
+    /// How far replay must come before what is on disk is consistent; zero unless the cluster is a standby or recovers.
+    pub min_recovery: Lsn,
+    /// The timeline of that position.
+    pub min_recovery_timeline: Timeline,
     /// `minimal`, `replica` or `logical`.
     pub wal_level: &'static str,
     /// Size of a page, in bytes.
@@ -124,6 +132,18 @@ pub struct ControlFile {
     pub checksums: bool,
     /// The file, without the zeros at its end.
     pub bytes: Vec<u8>,
+}
+
+impl ControlFile {
+    /// Whether both files tell of the same checkpoint, as a primary's and its standby's do. The next transaction is not
+    /// compared: replay moves it on.
+    pub fn has_same_checkpoint(&self, other: &ControlFile) -> bool {
+        let (own, others) = (padded(&self.bytes), padded(&other.bytes));
+        let parts = [CHECKPOINT..NEXT_XID, NEXT_XID + 8..CHECKPOINT_END];
+        parts
+            .into_iter()
+            .all(|part| own.get(part.clone()) == others.get(part))
+    }
 }
 
 /// Reads the control file of a data directory, again and again while a server is just rewriting it.
@@ -186,6 +206,8 @@ pub fn parse(bytes: &[u8], path: &Path) -> Result<ControlFile> {
         checkpoint: Lsn(position(CHECKPOINT)?),
         redo: Lsn(position(REDO)?),
         timeline: Timeline(number(TIMELINE)?),
+        min_recovery: Lsn(position(MIN_RECOVERY)?),
+        min_recovery_timeline: Timeline(number(MIN_RECOVERY_TIMELINE)?),
         wal_level: wal_level(number(WAL_LEVEL)?)
             .ok_or_else(|| damaged("its wal_level is unknown"))?,
         page_bytes: number(PAGE_BYTES)?,
@@ -380,6 +402,8 @@ mod tests {
                     checkpoint: expected.checkpoint.parse().unwrap(),
                     redo: expected.redo.parse().unwrap(),
                     timeline: Timeline(1),
+                    min_recovery: Lsn(0),
+                    min_recovery_timeline: Timeline(0),
                     wal_level: "replica",
                     page_bytes: 8192,
                     segment_blocks: 131_072,
@@ -392,6 +416,26 @@ mod tests {
         }
         let versions: Vec<u32> = EXPECTED.iter().map(|expected| expected.version).collect();
         assert_eq!(versions, crate::cluster::SUPPORTED.collect::<Vec<u32>>());
+    }
+
+    #[test]
+    fn a_checkpoint_is_the_same_whatever_replay_did_since() {
+        let bytes = EXPECTED[2].bytes;
+        let primary = parsed(bytes).unwrap();
+        let with = |offset: usize, value: u64| {
+            let mut changed = padded(bytes);
+            put(&mut changed, offset, &value.to_le_bytes());
+            let crc = crc32c::crc32c(&changed[..288]);
+            put(&mut changed, 288, &crc.to_le_bytes());
+            parsed(&changed).unwrap()
+        };
+        let moved_on = with(NEXT_XID, 99_999);
+        assert!(primary.has_same_checkpoint(&moved_on));
+        let recovering = with(MIN_RECOVERY, 0x0300_0000);
+        assert!(primary.has_same_checkpoint(&recovering));
+        assert_eq!(recovering.min_recovery, Lsn(0x0300_0000));
+        let another = with(NEXT_XID + 40, 1_700_000_000);
+        assert!(!primary.has_same_checkpoint(&another), "of another time");
     }
 
     #[test]

@@ -3,14 +3,15 @@
 //! Promises: rising component-wise byte order (`/` below every other byte), the data directory first; memory for the
 //! names of one directory per depth; what vanishes under the walk is passed over; names are bytes. `global/pg_control`
 //! is never yielded (it is copied last, by other means), nor are a `backup_label` or `tablespace_map`. What is left out
-//! and why is in `rules`. A directory that cannot be listed is an error: `exclude` is the way round it.
+//! and why is in `rules`. With a standby, what replay keeps equal is read there, and everything else, and where links
+//! lead, is told as it is in the data directory. A directory that cannot be listed is an error: `exclude` is the way round it.
 //!
 //! Links are followed, so that their content is in the backup, unless that would copy something twice or without end:
 //! then the link itself is yielded, and reported as a
 //! problem; so is one that leads nowhere, but for a tablespace's, which is an error.
 
 use std::collections::HashSet;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -85,6 +86,9 @@ pub struct WalkOptions {
     /// Paths in the data directory to leave out: `a/b` leaves out that entry and all beneath it, `a/b/` only what is
     /// beneath it.
     pub exclude: Vec<Vec<u8>>,
+    /// The data directory of a standby, from which the parts are taken that replay keeps equal (see `rules`). Links are
+    /// told as they are in the data directory itself.
+    pub standby: Option<PathBuf>,
 }
 
 /// Hears of what the walk passes over or keeps as it is: the place, and a clause about it.
@@ -92,7 +96,11 @@ pub type Problems<'a> = &'a mut (dyn FnMut(&Path, String) + Send);
 
 /// Begins a walk over `pgdata`.
 pub fn walk<'a>(pgdata: &Path, options: &WalkOptions, problems: Problems<'a>) -> Result<Walk<'a>> {
-    let canonical = fs::canonicalize(pgdata).map_err(|e| Error::file("find", pgdata, e))?;
+    let canonical = |path: &Path| fs::canonicalize(path).map_err(|e| Error::file("find", path, e));
+    let mut followed = vec![canonical(pgdata)?];
+    if let Some(standby) = &options.standby {
+        followed.push(canonical(standby)?);
+    }
     let metadata = fs::metadata(pgdata).map_err(|e| Error::file("stat", pgdata, e))?;
     let top = source(
         Vec::new(),
@@ -102,8 +110,9 @@ pub fn walk<'a>(pgdata: &Path, options: &WalkOptions, problems: Problems<'a>) ->
     );
     Ok(Walk {
         options: options.clone(),
+        pgdata: pgdata.to_owned(),
         problems,
-        followed: vec![canonical],
+        followed,
         frames: Vec::new(),
         descend: None,
         top: Some(top),
@@ -113,8 +122,9 @@ pub fn walk<'a>(pgdata: &Path, options: &WalkOptions, problems: Problems<'a>) ->
 /// A walk over a data directory. After an error it goes on behind the entry concerned.
 pub struct Walk<'a> {
     options: WalkOptions,
+    pgdata: PathBuf,
     problems: Problems<'a>,
-    /// The data directory and all directories that links led to, by their real paths.
+    /// The data directories and all directories that links led to, by their real paths.
     followed: Vec<PathBuf>,
     frames: Vec<Frame>,
     /// The directory that was yielded last, not yet listed.
@@ -201,10 +211,7 @@ impl Walk<'_> {
         let Some(frame) = self.frames.last() else {
             return Ok(None);
         };
-        let (path, location) = (
-            join(&frame.path, name.as_bytes()),
-            frame.location.join(name),
-        );
+        let path = join(&frame.path, name.as_bytes());
         let place = match rules::verdict(frame.place, name.as_bytes(), &self.options) {
             Verdict::Skip => return Ok(None),
             Verdict::Take(place) => place,
@@ -216,6 +223,17 @@ impl Walk<'_> {
         {
             return Ok(None);
         }
+        let at_top = frame.place == Place::Top;
+        let mut location = frame.location.join(name);
+        let mut file_type = file_type;
+        let standby = self.standby_of(&path).filter(|_| at_top);
+        if let Some(standby) = standby {
+            location = standby.join(name);
+            let metadata = fs::symlink_metadata(&location);
+            let metadata = metadata.map_err(|e| Error::file("stat", &location, e))?;
+            file_type = metadata.file_type();
+        }
+        let relink = at_top || place == Place::Tablespace;
         let found = if file_type.is_symlink() {
             self.follow(path, location, place)?
         } else {
@@ -224,6 +242,9 @@ impl Walk<'_> {
         let Some(mut found) = found else {
             return Ok(None);
         };
+        if relink && self.standby_of(&found.path).is_some() {
+            self.relink(&mut found)?;
+        }
         match found.kind {
             SourceKind::Directory => {
                 let (path, location) = (found.path.clone(), found.location.clone());
@@ -241,6 +262,30 @@ impl Walk<'_> {
             SourceKind::Link => {}
         }
         Ok(Some(found))
+    }
+
+    /// The standby, if this path is to be read there.
+    fn standby_of(&self, path: &[u8]) -> Option<&Path> {
+        let top = path.split(|byte| *byte == b'/').next()?;
+        let standby = self.options.standby.as_deref();
+        standby.filter(|_| rules::is_replicated(top))
+    }
+
+    /// Tells a directory of the standby as the link, or the directory, that it is in the data directory itself; one that
+    /// is not there any more stays as it is.
+    fn relink(&self, found: &mut Source) -> Result<()> {
+        let location = self.pgdata.join(OsStr::from_bytes(&found.path));
+        match fs::read_link(&location) {
+            Ok(target) => found.target = Some(target.into_os_string().into_vec()),
+            Err(e) if e.kind() == io::ErrorKind::InvalidInput => {
+                if found.kind != SourceKind::Link {
+                    found.target = None;
+                }
+            }
+            Err(e) if is_absent(&e) => {}
+            Err(e) => return Err(Error::file("read link", &location, e)),
+        }
+        Ok(())
     }
 
     fn plain(
@@ -499,6 +544,7 @@ mod tests {
             segment_blocks: 131_072,
             online: true,
             exclude: Vec::new(),
+            standby: None,
         }
     }
 
@@ -587,6 +633,71 @@ mod tests {
                 .iter()
                 .any(|path| path.contains("pgsql_tmp") || path == "pg_wal/other")
         );
+    }
+
+    #[test]
+    fn what_replay_keeps_equal_is_read_at_the_standby_and_links_are_told_as_the_primary_has_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let (primary, standby) = (dir.path().join("p"), dir.path().join("s"));
+        let spaces = [dir.path().join("p_space"), dir.path().join("s_space")];
+        let own = [
+            "postgresql.conf",
+            "pg_twophase/1",
+            "base/5/100",
+            "global/1",
+            "pg_xact/0000",
+            "pg_multixact/x",
+        ];
+        tree(&primary, &own);
+        tree(
+            &standby,
+            &["base/5/100", "base/5/200", "global/1", "standby.conf"],
+        );
+        tree(
+            &standby,
+            &["pg_xact/0000", "pg_multixact/x", "pg_twophase/2"],
+        );
+        for (data, space) in [&primary, &standby].into_iter().zip(&spaces) {
+            tree(space, &[&format!("{VERSION_DIRECTORY}/5/300")]);
+            tree(data, &["pg_tblspc/7/"]);
+            fs::remove_dir(data.join("pg_tblspc/7")).unwrap();
+            symlink(space, data.join("pg_tblspc/7")).unwrap();
+        }
+        let options = WalkOptions {
+            standby: Some(standby.clone()),
+            ..options()
+        };
+        let (sources, problems) = walked(&primary, &options);
+        assert_eq!(problems, [""; 0]);
+        let files: Vec<&Source> = sources
+            .iter()
+            .filter(|source| source.kind == SourceKind::File)
+            .collect();
+        let from = |data: &Path| -> Vec<String> {
+            let files = files.iter().filter(|file| file.location.starts_with(data));
+            files
+                .map(|file| String::from_utf8_lossy(&file.path).into_owned())
+                .collect()
+        };
+        assert_eq!(from(&primary), ["pg_twophase/1", "postgresql.conf"]);
+        let expected = [
+            "base/5/100",
+            "base/5/200",
+            "global/1",
+            "pg_multixact/x",
+            &format!("pg_tblspc/7/{VERSION_DIRECTORY}/5/300"),
+            "pg_xact/0000",
+        ];
+        assert_eq!(from(&standby), expected);
+        let link = sources.iter().find(|source| source.path == b"pg_tblspc/7");
+        let target = link.unwrap().target.as_deref().unwrap();
+        assert_eq!(target, spaces[0].as_os_str().as_bytes());
+        fs::remove_dir_all(standby.join("pg_xact")).unwrap();
+        let mut report = |_: &Path, _| ();
+        let failed = walk(&primary, &options, &mut report)
+            .unwrap()
+            .find_map(Result::err);
+        assert!(failed.is_some(), "a standby without pg_xact is none");
     }
 
     #[test]
@@ -903,7 +1014,7 @@ mod tests {
     #[test]
     fn names_are_bytes() {
         let dir = tempfile::tempdir().unwrap();
-        let name = std::ffi::OsStr::from_bytes(b"log\xff\n");
+        let name = OsStr::from_bytes(b"log\xff\n");
         fs::File::create(dir.path().join(name)).unwrap();
         let (sources, _) = walked(dir.path(), &options());
         assert_eq!(sources[1].path, b"log\xff\n");

@@ -86,6 +86,21 @@ const EMPTIED: [&[u8]; 7] = [
     b"pg_subtrans",
 ];
 
+/// What a backup from a standby takes from there: what replay keeps equal, and what makes up nearly all of a cluster.
+/// The rest, settings above all, is each server's own, and comes from the primary.
+const REPLICATED: [&[u8]; 5] = [
+    b"base",
+    b"global",
+    b"pg_multixact",
+    b"pg_tblspc",
+    b"pg_xact",
+];
+
+/// Whether replay keeps the content of this entry of the data directory equal on a standby.
+pub fn is_replicated(name: &[u8]) -> bool {
+    REPLICATED.contains(&name)
+}
+
 /// What becomes of the entry `name` in a directory that is `place`.
 pub fn verdict(place: Place, name: &[u8], options: &WalkOptions) -> Verdict {
     if name.starts_with(b"pgsql_tmp") {

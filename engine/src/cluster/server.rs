@@ -52,6 +52,9 @@ pub trait Server: Send {
     fn switch_wal(&mut self) -> Result<Lsn>;
     /// The position behind the last WAL record; on a standby, behind the last one replayed.
     fn insert_lsn(&mut self) -> Result<Lsn>;
+    /// Writes a checkpoint, or on a standby a restart point at the last checkpoint that was replayed; returns once it is
+    /// done.
+    fn checkpoint(&mut self) -> Result<()>;
     /// Writes a named restore point, so that a switch has something to switch; answers its position. Primaries only.
     fn restore_point(&mut self, name: &str) -> Result<Lsn>;
 }
@@ -330,6 +333,10 @@ impl Server for PgServer {
         let sql = "select (case when pg_is_in_recovery() then pg_last_wal_replay_lsn()
             else pg_current_wal_insert_lsn() end)::text";
         self.position("ask for the end of the WAL", sql, &[])
+    }
+
+    fn checkpoint(&mut self) -> Result<()> {
+        self.run("write a checkpoint", "checkpoint")
     }
 
     fn restore_point(&mut self, name: &str) -> Result<Lsn> {
