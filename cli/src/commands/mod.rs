@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use pgcairn_engine::actions::{self, StorageLocation};
+use pgcairn_engine::actions::{self, RepositoryPlace, StorageLocation};
 use pgcairn_engine::cluster::server::{self, Connection, PgServer};
 use pgcairn_engine::repository::{Repository, layout};
 use pgcairn_engine::storage::Storage;
@@ -161,6 +161,14 @@ fn stanza(settings: &Settings) -> &str {
 
 fn location(settings: &Settings) -> StorageLocation {
     StorageLocation::Directory(settings.path("repo1-path"))
+}
+
+/// The repositories that archiving writes to and reads from, in the order in which they are asked.
+fn repositories(settings: &Settings) -> Vec<RepositoryPlace> {
+    let location = location(settings);
+    vec![RepositoryPlace::new(1, move || {
+        actions::open_storage(&location)
+    })]
 }
 
 fn open_storage(settings: &Settings) -> Result<Arc<dyn Storage>, Error> {

@@ -5,6 +5,7 @@
 //! went wrong without ending it is told to the monitor as a problem. All threads are those of `pipeline.rs`.
 
 mod archive;
+mod archive_get;
 mod archive_push;
 mod archive_queue;
 mod assemble;
@@ -32,6 +33,7 @@ mod reindex;
 mod restore;
 mod run_lock;
 mod session;
+mod several;
 mod stanza;
 mod stanza_end;
 mod stat_record;
@@ -41,8 +43,9 @@ mod wal_needed;
 mod wal_path;
 mod wal_window;
 
-pub use archive::{ArchiveOptions, Got, archive_get};
-pub use archive_push::{Pushed, archive_push};
+pub use archive::ArchiveOptions;
+pub use archive_get::{Got, archive_get};
+pub use archive_push::{Pushed, PushedTo, archive_push};
 pub use archive_queue::{
     PushStatus, QueueOptions, QueueSummary, drop_if_too_many, forget_failure, forget_statuses,
     push_queue, push_status,
@@ -51,7 +54,7 @@ pub use backup::{BackupOptions, BackupSummary, backup};
 pub use check::{CheckItem, CheckOptions, Verdict, check};
 pub use error::{Error, ErrorKind, Result};
 pub use info::{EpochInfo, StanzaInfo, UnreadableBackup, info};
-pub use open::{StorageLocation, create_storage, open_repository, open_storage};
+pub use open::{RepositoryPlace, StorageLocation, create_storage, open_repository, open_storage};
 pub use pages::PageVerdict;
 pub use recovery_target::Goal;
 pub use reindex::{
@@ -59,6 +62,7 @@ pub use reindex::{
     verify_index,
 };
 pub use restore::{RestoreOptions, RestoreSummary, restore};
+pub use several::RepositoryFailure;
 pub use stanza::{StanzaCreateOptions, StanzaCreateSummary, stanza_create, stanza_upgrade};
 pub use stanza_end::{StanzaDeleteOptions, StanzaDeleteSummary, stanza_delete};
 pub use wal_path::TimelineGoal;
