@@ -10,8 +10,8 @@ use pgcairn_engine::actions::{self, ArchiveOptions, Pushed, StanzaCreateOptions}
 use pgcairn_engine::monitor::NoMonitor;
 use pgcairn_engine::repository;
 use pgcairn_engine::repository::stanza::{add_epoch, delete};
-use pgcairn_engine::storage::Storage;
 use pgcairn_engine::storage::local::LocalStorage;
+use pgcairn_tests::places::only;
 use pgcairn_tests::postgres::{Server, system_major};
 use pgcairn_tests::process::wait_until;
 use pgcairn_tests::recording::{Recording, Verb};
@@ -45,8 +45,8 @@ fn segment(stanza: &Stanza, n: u32) -> PathBuf {
 }
 
 fn push(storage: &Arc<Recording>, options: &ArchiveOptions, path: &Path) -> Pushed {
-    let storage: Arc<dyn Storage> = storage.clone();
-    actions::archive_push(&storage, options, path).unwrap()
+    let repositories = only(storage.clone());
+    actions::archive_push(&repositories, options, path).unwrap()[0].pushed
 }
 
 /// The calls so far, without their order: some are made at the same time.
@@ -101,8 +101,8 @@ fn a_push_whose_epoch_is_remembered_makes_one_put_and_confirms_the_epoch() {
     assert_eq!(calls(&storage), expected);
     // Another cluster's epoch: the push is refused, though its own was remembered.
     add_epoch(&repository, STANZA, 42, stanza.server.major).unwrap();
-    let shared: Arc<dyn Storage> = storage.clone();
-    let refused = actions::archive_push(&shared, &options, &segment(&stanza, 6));
+    let repositories = only(storage.clone());
+    let refused = actions::archive_push(&repositories, &options, &segment(&stanza, 6));
     assert!(
         matches!(refused, Err(actions::Error::ForeignCluster { .. })),
         "{refused:?}"

@@ -16,11 +16,13 @@ use std::time::Duration;
 use pgcairn_engine::actions::{
     ArchiveOptions, Got, Pushed, archive_get, archive_push, info, open_repository,
 };
+use pgcairn_engine::monitor::NoMonitor;
 use pgcairn_engine::repository::snapshot::BackupType;
 use pgcairn_engine::storage::Storage;
 use pgcairn_engine::storage::memory::MemoryStorage;
 use pgcairn_tests::host::{Host, STANZA};
 use pgcairn_tests::pgdata::Pgdata;
+use pgcairn_tests::places::only;
 use pgcairn_tests::recording::{Call, Recording, Verb};
 
 /// A key without what differs from run to run.
@@ -333,12 +335,10 @@ fn wal_is_pushed_and_fetched_with_one_request_beside_the_proof_of_the_stanza() {
     File::create(scene.pgdata.path.join(&path))
         .and_then(|file| file.set_len(16 << 20))
         .unwrap();
-    let open = || open_repository(Arc::clone(&scene.storage) as Arc<dyn Storage>).unwrap();
+    let repositories = only(Arc::clone(&scene.storage) as Arc<dyn Storage>);
 
-    let storage = Arc::clone(&scene.storage) as Arc<dyn Storage>;
-
-    let pushed = archive_push(&storage, &options, &path).unwrap();
-    assert_eq!(pushed, Pushed::Stored);
+    let pushed = archive_push(&repositories, &options, &path).unwrap();
+    assert_eq!(pushed[0].pushed, Pushed::Stored);
     assert_eq!(
         shapes(&scene.storage.take()),
         [
@@ -349,8 +349,8 @@ fn wal_is_pushed_and_fetched_with_one_request_beside_the_proof_of_the_stanza() {
         ]
     );
 
-    let pushed = archive_push(&storage, &options, &path).unwrap();
-    assert_eq!(pushed, Pushed::AlreadyThere);
+    let pushed = archive_push(&repositories, &options, &path).unwrap();
+    assert_eq!(pushed[0].pushed, Pushed::AlreadyThere);
     // The epoch is confirmed while the segment is put.
     let mut asked = shapes(&scene.storage.take());
     asked.sort();
@@ -365,8 +365,8 @@ fn wal_is_pushed_and_fetched_with_one_request_beside_the_proof_of_the_stanza() {
     );
 
     let fetched = Path::new("pg_wal/RECOVERYXLOG");
-    let got = archive_get(&open(), &options, segment, fetched).unwrap();
-    assert_eq!(got, Got::Fetched);
+    let get = |name, to| archive_get(&repositories, &options, name, to, &NoMonitor).unwrap();
+    assert_eq!(get(segment, fetched), Got::Fetched { repository: 1 });
     assert_eq!(
         shapes(&scene.storage.take()),
         [
@@ -379,8 +379,7 @@ fn wal_is_pushed_and_fetched_with_one_request_beside_the_proof_of_the_stanza() {
     let fetched = scene.pgdata.path.join(fetched);
     assert_eq!(fs::metadata(fetched).unwrap().len(), 16 << 20);
 
-    let got = archive_get(&open(), &options, "000000010000000000000008", &path).unwrap();
-    assert_eq!(got, Got::NotThere);
+    assert_eq!(get("000000010000000000000008", &path), Got::NotThere);
     assert_eq!(
         shapes(&scene.storage.take()),
         [

@@ -17,6 +17,7 @@ use pgcairn_engine::repository::snapshot::BackupType;
 use pgcairn_engine::storage::local::LocalStorage;
 use pgcairn_engine::storage::{self, Key, Object, Storage};
 use pgcairn_tests::damage::{Answer, Damage, STANZA, Site, Told, chain, flip};
+use pgcairn_tests::places::only;
 use pgcairn_tests::small_cluster::{copy, differences};
 
 /// A site with a full and an incr, of clusters that differ by one file, and with two of every kind of object.
@@ -102,7 +103,11 @@ impl Matrix {
         .unwrap();
         for segment in self.segments.clone() {
             let got = self.get(&segment);
-            write!(line, " {:13}", told(&got, &marks, |got| format!("{got:?}"))).unwrap();
+            let word = |got| match got {
+                Got::Fetched { .. } => "Fetched".to_owned(),
+                Got::NotThere => "NotThere".to_owned(),
+            };
+            write!(line, " {:13}", told(&got, &marks, |got| word(*got))).unwrap();
         }
         line.push('|');
         self.restores(&mut line, &marks);
@@ -170,7 +175,7 @@ impl Matrix {
         }
         let got = self.site.archive_get(segment, &destination);
         match got {
-            Ok(Got::Fetched) => {
+            Ok(Got::Fetched { .. }) => {
                 let pushed = fs::read(self.site.beside(segment)).unwrap();
                 assert!(
                     pushed == fs::read(&destination).unwrap(),
@@ -307,7 +312,8 @@ fn a_stanza_record_that_is_lost_is_made_again_and_its_backups_are_back() {
     assert!(matrix.restore(&matrix.incr, "as in incr").is_err());
     matrix.site.stanza_create(STANZA).unwrap();
     matrix.restore(&matrix.full, "as in full").unwrap();
-    assert_eq!(matrix.get(&matrix.segments[0]).unwrap(), Got::Fetched);
+    let got = matrix.get(&matrix.segments[0]).unwrap();
+    assert_eq!(got, Got::Fetched { repository: 1 });
 }
 
 #[test]
@@ -419,14 +425,13 @@ fn a_repository_that_goes_away_under_archive_get_is_never_the_end_of_the_wal() {
     loop {
         calls += 1;
         let storage = Arc::new(Unmounting::new(&path, calls));
-        let got = actions::open_repository(storage).and_then(|repository| {
-            actions::archive_get(
-                &repository,
-                &site.archive_options(),
-                next,
-                &site.beside("got"),
-            )
-        });
+        let got = actions::archive_get(
+            &only(storage),
+            &site.archive_options(),
+            next,
+            &site.beside("got"),
+            &NoMonitor,
+        );
         if path.exists() {
             // It was not taken away, because there were not so many calls.
             assert_eq!(got.unwrap(), Got::NotThere);

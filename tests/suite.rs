@@ -6,6 +6,7 @@
 )]
 
 mod archive;
+mod archive_repositories;
 mod calls;
 mod careless;
 mod check;

@@ -19,6 +19,7 @@ use pgcairn_engine::repository::Repository;
 use pgcairn_engine::repository::snapshot::BackupType;
 use pgcairn_engine::storage::Storage;
 
+use crate::places::only;
 use crate::small_cluster::{SmallCluster, copy};
 
 /// The stanza of all of these tests.
@@ -199,34 +200,40 @@ impl Site {
 
     /// Pushes a WAL segment of the cluster as the first and as the second one: its header is made to fit.
     pub fn push_two_segments(&self) -> [String; 2] {
-        let name = |n: u32| format!("0000000100000000{n:08X}");
-        let names = [name(1), name(2)];
+        [1, 2].map(|number| {
+            let path = self.segment(number, 0);
+            let storage = self.storage().expect("the storage can be opened");
+            actions::archive_push(&only(storage), &self.archive_options(), &path)
+                .expect("a segment can be pushed");
+            segment_name(number)
+        })
+    }
+
+    /// A WAL segment of the cluster, made the one of this number, beside the cluster under its name; its last byte is
+    /// `last`.
+    pub fn segment(&self, number: u32, last: u8) -> PathBuf {
         let listed = fs::read_dir(self.cluster.data.join("pg_wal")).expect("initdb makes pg_wal");
         let mut segments = listed.map(|entry| entry.expect("it can be listed").path());
         let segment = segments
             .find(|path| path.is_file())
             .expect("it holds a segment");
         let mut wal = fs::read(segment).expect("it can be read");
-        for (address, name) in [(1_u64 << 20, &names[0]), (2 << 20, &names[1])] {
-            wal[8..16].copy_from_slice(&address.to_le_bytes());
-            let path = self.beside(name);
-            File::create(&path)
-                .and_then(|mut file| file.write_all(&wal))
-                .expect("the folder can be written to");
-            let storage = self.storage().expect("the storage can be opened");
-            actions::archive_push(&storage, &self.archive_options(), &path)
-                .expect("a segment can be pushed");
-        }
-        names
+        let address = u64::from(number) << 20;
+        wal[8..16].copy_from_slice(&address.to_le_bytes());
+        *wal.last_mut().expect("it is not empty") = last;
+        let path = self.beside(&segment_name(number));
+        write(&path, &wal);
+        path
     }
 
     /// Gets a WAL file into `destination`.
     pub fn archive_get(&self, name: &str, destination: &Path) -> Answer<Got> {
         actions::archive_get(
-            &self.repository()?,
+            &only(self.storage()?),
             &self.archive_options(),
             name,
             destination,
+            &NoMonitor,
         )
     }
 
@@ -269,6 +276,11 @@ impl Default for Site {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// The name of a segment of the first timeline, of a cluster with segments of 1 MiB.
+pub fn segment_name(number: u32) -> String {
+    format!("0000000100000000{number:08X}")
 }
 
 /// A label's time stamp; the tests' clock begins at a round second.

@@ -40,6 +40,7 @@ use pgcairn_engine::repository::wal::{self, WalGap};
 use pgcairn_engine::storage::local::LocalStorage;
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 
+use crate::places::only;
 use crate::source;
 
 /// The versions of the format that there were, the newest last.
@@ -400,7 +401,8 @@ impl Place<'_> {
         };
         for name in [SEGMENT, "00000002.history"] {
             let path = Path::new("pg_wal").join(name);
-            actions::archive_push(&repository.storage, &options, &path).expect("archived");
+            actions::archive_push(&only(Arc::clone(&repository.storage)), &options, &path)
+                .expect("archived");
         }
     }
 }

@@ -18,6 +18,7 @@ pub mod faulty;
 pub mod golden;
 pub mod host;
 pub mod pgdata;
+pub mod places;
 pub mod postgres;
 pub mod process;
 pub mod recording;

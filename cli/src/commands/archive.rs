@@ -8,12 +8,11 @@ use std::process::{self, Child, Stdio};
 use std::time::{Duration, Instant};
 use std::{env, thread};
 
-use pgcairn_engine::actions::{self, ArchiveOptions, Got, PushStatus, Pushed, QueueOptions};
-
-use super::{
-    arguments_for, compress_level, location, open_repository, open_storage, push_spool, stanza,
-    take_lock, threads,
+use pgcairn_engine::actions::{
+    self, ArchiveOptions, Got, PushStatus, Pushed, PushedTo, QueueOptions,
 };
+
+use super::{arguments_for, compress_level, push_spool, repositories, stanza, take_lock, threads};
 use crate::error::Error;
 use crate::exit;
 use crate::lock;
@@ -41,31 +40,34 @@ pub(super) fn push(settings: &Settings, log: &Log) -> Result<u8, Error> {
 
 fn push_one(settings: &Settings, log: &Log, segment: &Path) -> Result<u8, Error> {
     let name = name_of(segment);
-    let storage = open_storage(settings);
+    let repositories = repositories(settings)?;
     if settings.given("archive-push-queue-max")
-        && actions::drop_if_too_many(storage.as_ref().ok(), &queue_options(settings), &name)?
+        && actions::drop_if_too_many(&repositories, &queue_options(settings), &name)?
     {
         log.warn(&format!(
             "dropped WAL file '{name}' because archive-push-queue-max is exceeded"
         ));
         return Ok(0);
     }
-    match actions::archive_push(&storage?, &options(settings), segment)? {
-        Pushed::Stored => log.info(&format!("pushed WAL file '{name}' to the archive")),
-        Pushed::AlreadyThere => log.warn(&format!(
-            "WAL file '{name}' already exists in the repo1 archive with the same checksum\nHINT: this is valid in \
-             some recovery scenarios but may also indicate a problem."
-        )),
+    let pushed = actions::archive_push(&repositories, &options(settings), segment)?;
+    for PushedTo { repository, pushed } in pushed {
+        if pushed == Pushed::AlreadyThere {
+            log.warn(&format!(
+                "WAL file '{name}' already exists in the repo{repository} archive with the same checksum\nHINT: this is \
+                 valid in some recovery scenarios but may also indicate a problem."
+            ));
+        }
     }
+    log.info(&format!("pushed WAL file '{name}' to the archive"));
     Ok(0)
 }
 
 /// Pushes all that is ready: what the process in the background does.
 fn push_queue(settings: &Settings, log: &Log) -> Result<u8, Error> {
     let _lock = take_lock(settings, QUEUE_LOCK)?;
-    let storage = actions::open_storage(&location(settings)?);
     let progress = Progress::new(log);
-    let summary = actions::push_queue(storage, &queue_options(settings), &progress)?;
+    let repositories = repositories(settings)?;
+    let summary = actions::push_queue(&repositories, &queue_options(settings), &progress)?;
     log.info(&format!(
         "pushed {} WAL file(s), dropped {}, failed {}",
         summary.pushed, summary.dropped, summary.failed
@@ -146,10 +148,11 @@ pub(super) fn get(settings: &Settings, log: &Log) -> Result<u8, Error> {
         });
     };
     let destination = resolve(settings, path)?;
-    let repository = open_repository(settings)?;
-    match actions::archive_get(&repository, &options(settings), name, &destination)? {
-        Got::Fetched => {
-            log.info(&format!("found {name} in the repo1 archive"));
+    let repositories = repositories(settings)?;
+    let (options, progress) = (options(settings), Progress::new(log));
+    match actions::archive_get(&repositories, &options, name, &destination, &progress)? {
+        Got::Fetched { repository } => {
+            log.info(&format!("found {name} in the repo{repository} archive"));
             Ok(0)
         }
         Got::NotThere => {

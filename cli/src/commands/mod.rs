@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use pgcairn_engine::actions::{self, Candidate};
+use pgcairn_engine::actions::{self, Candidate, RepositoryPlace};
 use pgcairn_engine::cluster::server::{self, Connection, PgServer, Server};
 use pgcairn_engine::repository::{Repository, layout};
 use pgcairn_engine::storage::Storage;
@@ -159,6 +159,14 @@ fn tell(
 /// The stanza; every command that asks for it requires the option.
 fn stanza(settings: &Settings) -> &str {
     settings.text("stanza").unwrap_or_default()
+}
+
+/// The repositories that archiving writes to and reads from, in the order in which they are asked.
+fn repositories(settings: &Settings) -> Result<Vec<RepositoryPlace>, Error> {
+    let location = location(settings)?;
+    Ok(vec![RepositoryPlace::new(1, move || {
+        actions::open_storage(&location)
+    })])
 }
 
 fn open_storage(settings: &Settings) -> Result<Arc<dyn Storage>, Error> {

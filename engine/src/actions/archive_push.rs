@@ -1,32 +1,35 @@
-//! Archiving one WAL file.
+//! Archiving one WAL file in one or several repositories.
 //!
-//! Promises: a push is confirmed only when the file is durable in the repository and the stanza was seen to be this
-//! cluster's; the same name with the same bytes is success, with other bytes an error, and nothing is ever overwritten.
-//! Where the epoch is remembered, one put and the requests that confirm the memory, at the same time, are all that the
-//! repository is asked. The file is read piece by piece: memory does not grow with the size of a segment.
+//! Promises: a push is confirmed only when the file is durable in every repository and the stanza was seen to be this
+//! cluster's in each; the same name with the same bytes is success, with other bytes an error, and nothing is ever
+//! overwritten. The file is sealed once; repositories are pushed to at the same time, and where one fails the others get
+//! it all the same. Where the epoch is remembered, one put and the requests that confirm the memory, at the same time,
+//! are all that a repository is asked. The file is read piece by piece: memory does not grow with the size of a segment.
 
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::actions::archive::{ArchiveOptions, as_archiving, check_header, decode, key_of};
 use crate::actions::copy::is_zero;
 use crate::actions::epoch_cache::{self, Remembered};
 use crate::actions::error::{Error, Result};
+use crate::actions::open::RepositoryPlace;
 use crate::actions::pipeline::{both, map};
+use crate::actions::several::{RepositoryFailure, failed_in, refuse_none};
 use crate::actions::stanza::epoch_of;
 use crate::cluster::control_file::{self, ControlFile};
 use crate::cluster::wal_header;
 use crate::ids::Namer;
 use crate::pack::wal::{self as wal_object, LARGEST_FILE, PIECE_BYTES, SealedPiece};
 use crate::pack::writer::Sealer;
-use crate::repository::{self, wal};
+use crate::repository::wal;
 use crate::storage::{ErrorKind, Storage};
 use crate::wal_name::WalFile;
 
-/// What became of a push.
+/// What became of a push in one repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pushed {
     /// It was stored.
@@ -35,56 +38,78 @@ pub enum Pushed {
     AlreadyThere,
 }
 
+/// A repository that has a pushed file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PushedTo {
+    /// The repository's number.
+    pub repository: u32,
+    /// What became of the push there.
+    pub pushed: Pushed,
+}
+
 /// A file to be archived.
 struct Source<'a> {
+    options: &'a ArchiveOptions,
+    control: &'a ControlFile,
     file: File,
     path: &'a Path,
     name: &'a str,
     bytes: u64,
+    /// The object that holds it, for whichever repository comes first; `None` if it cannot be made.
+    sealed: OnceLock<Option<Vec<u8>>>,
+    /// Why it cannot be made.
+    unsealed: Mutex<Option<Error>>,
 }
 
-/// Puts one file of `pg_wal` into the archive; `file` is relative to the data directory, as `%p` is.
+/// Puts one file of `pg_wal` into the archives of all repositories; `file` is relative to the data directory, as `%p` is.
 pub fn archive_push(
-    storage: &Arc<dyn Storage>,
+    places: &[RepositoryPlace],
     options: &ArchiveOptions,
     file: &Path,
-) -> Result<Pushed> {
+) -> Result<Vec<PushedTo>> {
+    refuse_none(places)?;
     let path = options.pgdata.join(file);
     let name = path.file_name().and_then(|name| name.to_str());
     let name = name.unwrap_or_default();
     let kind = WalFile::of(name).map_err(|_| Error::NotWal(name.to_owned()))?;
     let control = control_file::read(&options.pgdata).map_err(Error::Cluster)?;
-    let source = Source::open(&path, name)?;
+    let source = Source::open(options, &control, &path, name)?;
     if options.header_check && matches!(kind, WalFile::Segment | WalFile::Partial) {
-        source.check_header(&control)?;
+        source.check_header()?;
     }
-    if let Some(remembered) = epoch_cache::read(options, storage.as_ref(), &control) {
-        let (confirmed, pushed) = both(
-            || epoch_cache::is_confirmed(storage.as_ref(), &options.stanza, &remembered),
-            || source.push(storage.as_ref(), options, &remembered.epoch.name()),
-        );
-        if confirmed? {
-            return pushed;
+    let outcomes = map(places.len(), places, |places, keep| {
+        for (at, place) in places {
+            keep(at, (place.number, source.push(place)));
         }
-        // The stanza is not what it was: what was put lies where nobody looks, and the epoch is asked for anew.
+        Ok(())
+    })?;
+    if let Some(error) = source.why_unsealed() {
+        return Err(error);
     }
-    let repository = repository::open(Arc::clone(storage)).map_err(Error::Repository)?;
-    let epoch =
-        epoch_of(&repository, &options.stanza, &control, &options.pgdata).map_err(as_archiving)?;
-    let pushed = source.push(storage.as_ref(), options, &epoch.name())?;
-    epoch_cache::write(
-        options,
-        storage.as_ref(),
-        &Remembered {
-            repository: repository.id,
-            epoch,
-        },
-    );
-    Ok(pushed)
+    let (mut pushed, mut failures) = (Vec::new(), Vec::new());
+    for (number, outcome) in outcomes {
+        match outcome {
+            Ok(done) => pushed.push(PushedTo {
+                repository: number,
+                pushed: done,
+            }),
+            Err(error) => failures.push(RepositoryFailure { number, error }),
+        }
+    }
+    if failures.is_empty() {
+        return Ok(pushed);
+    }
+    let what = || format!("{name} is not in every repository");
+    Err(failed_in(what, failures, places.len()))
 }
 
 impl<'a> Source<'a> {
-    fn open(path: &'a Path, name: &'a str) -> Result<Self> {
+    fn open(
+        options: &'a ArchiveOptions,
+        control: &'a ControlFile,
+        path: &'a Path,
+        name: &'a str,
+    ) -> Result<Self> {
         let opened = File::open(path).and_then(|file| {
             let bytes = file.metadata()?.len();
             Ok((file, bytes))
@@ -100,10 +125,14 @@ impl<'a> Source<'a> {
             });
         }
         Ok(Source {
+            options,
+            control,
             file,
             path,
             name,
             bytes,
+            sealed: OnceLock::new(),
+            unsealed: Mutex::default(),
         })
     }
 
@@ -115,35 +144,78 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Seals the file, and puts it unless it is there.
-    fn push(&self, storage: &dyn Storage, options: &ArchiveOptions, epoch: &str) -> Result<Pushed> {
-        let object = self.encode(options)?;
-        match wal::put(storage, &options.stanza, epoch, self.name, &object) {
+    /// Puts the file into one repository, under the stanza's epoch there.
+    fn push(&self, place: &RepositoryPlace) -> Result<Pushed> {
+        let storage = place.storage()?;
+        let options = self.options;
+        if let Some(remembered) = epoch_cache::read(options, storage.as_ref(), self.control) {
+            let (confirmed, pushed) = both(
+                || epoch_cache::is_confirmed(storage.as_ref(), &options.stanza, &remembered),
+                || self.put(storage.as_ref(), &remembered.epoch.name()),
+            );
+            if confirmed? {
+                return pushed;
+            }
+            // The stanza is not what it was: what was put lies where nobody looks, and the epoch is asked for anew.
+        }
+        let repository = place.repository()?;
+        let epoch = epoch_of(&repository, &options.stanza, self.control, &options.pgdata)
+            .map_err(as_archiving)?;
+        let pushed = self.put(storage.as_ref(), &epoch.name())?;
+        let found = Remembered {
+            repository: repository.id,
+            epoch,
+        };
+        epoch_cache::write(options, storage.as_ref(), &found);
+        Ok(pushed)
+    }
+
+    /// Puts the file unless it is there.
+    fn put(&self, storage: &dyn Storage, epoch: &str) -> Result<Pushed> {
+        let stanza = &self.options.stanza;
+        match wal::put(storage, stanza, epoch, self.name, self.object()?) {
             Ok(()) => Ok(Pushed::Stored),
             Err(error)
                 if error.is_already_there()
                     || error.storage_kind() == Some(ErrorKind::Unreachable) =>
             {
                 // Lost answers and repeated pushes look alike: what counts is what is there now.
-                let stored =
-                    wal::get(storage, &options.stanza, epoch, self.name).map_err(|read| {
-                        Error::Repository(if read.is_not_found() { error } else { read })
-                    })?;
+                let stored = wal::get(storage, stanza, epoch, self.name).map_err(|read| {
+                    Error::Repository(if read.is_not_found() { error } else { read })
+                })?;
                 let raw = fs::read(self.path).map_err(self.failed())?;
-                let key = key_of(&options.stanza, epoch, self.name)?;
+                let key = key_of(stanza, epoch, self.name)?;
                 if decode(&stored, key)? == raw {
                     return Ok(Pushed::AlreadyThere);
                 }
                 Err(Error::WalDuplicate {
                     name: self.name.to_owned(),
-                    stanza: options.stanza.clone(),
+                    stanza: stanza.clone(),
                 })
             }
             Err(error) => Err(Error::Repository(error)),
         }
     }
 
-    fn encode(&self, options: &ArchiveOptions) -> Result<Vec<u8>> {
+    /// The object that holds the file: whoever asks first makes it, the others wait for it.
+    fn object(&self) -> Result<&[u8]> {
+        let sealed = self.sealed.get_or_init(|| match self.encode() {
+            Ok(object) => Some(object),
+            Err(error) => {
+                *self.unsealed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                None
+            }
+        });
+        sealed.as_deref().ok_or(Error::Cancelled)
+    }
+
+    fn why_unsealed(&self) -> Option<Error> {
+        let mut why = self.unsealed.lock().unwrap_or_else(PoisonError::into_inner);
+        why.take()
+    }
+
+    fn encode(&self) -> Result<Vec<u8>> {
+        let options = self.options;
         let damaged = |source| Error::Pack {
             path: self.name.to_owned(),
             source,
@@ -165,13 +237,13 @@ impl<'a> Source<'a> {
         wal_object::assemble(&sealed).map_err(damaged)
     }
 
-    fn check_header(&self, control: &ControlFile) -> Result<()> {
+    fn check_header(&self) -> Result<()> {
         let bytes = usize::try_from(self.bytes).unwrap_or(usize::MAX);
         let mut head = vec![0; wal_header::BYTES.min(bytes)];
         self.file
             .read_exact_at(&mut head, 0)
             .map_err(self.failed())?;
-        check_header(&head, self.bytes, self.name, control, |found| {
+        check_header(&head, self.bytes, self.name, self.control, |found| {
             Error::ForeignWal {
                 path: self.path.to_owned(),
                 found,

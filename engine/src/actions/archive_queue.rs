@@ -1,7 +1,7 @@
 //! Archiving all that PostgreSQL has ready, ahead of its asking, and giving up segments when too many wait.
 //!
-//! Promises: a segment's status says `ok` only once it is durable in the repository, or dropped because more waited than
-//! `archive-push-queue-max` allows. What is dropped is written down as a gap, in the spool first and then in the
+//! Promises: a segment's status says `ok` only once it is durable in every repository, or dropped because more waited than
+//! `archive-push-queue-max` allows. What is dropped is written down as a gap, in the spool first and then in each
 //! repository, before anybody is told: recovery never takes it for the end of the WAL. WAL is not copied to the spool;
 //! a status that is lost costs a second push, which finds the segment there.
 
@@ -9,19 +9,17 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::actions::archive::ArchiveOptions;
-use crate::actions::archive_push::{Pushed, archive_push};
+use crate::actions::archive_push::{Pushed, PushedTo, archive_push};
 use crate::actions::error::{Error, Result, with_causes};
+use crate::actions::open::RepositoryPlace;
 use crate::actions::pipeline::map;
 use crate::actions::stanza::epoch_of;
 use crate::cluster::control_file;
-use crate::monitor::Monitor;
-use crate::repository;
+use crate::monitor::{Monitor, Problem};
 use crate::repository::wal::{self, WalGap};
-use crate::storage::Storage;
 use crate::wal_name::{Segment, WalFile};
 
 const READY: &str = ".ready";
@@ -43,7 +41,7 @@ pub struct QueueOptions {
 /// What became of a file that waited.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PushStatus {
-    /// It is in the repository, or was dropped; with a warning, if there is one.
+    /// It is in every repository, or was dropped; with a warning, if there is one.
     Done(Option<String>),
     /// It could not be pushed.
     Failed(String),
@@ -82,7 +80,7 @@ pub fn forget_statuses(spool: &Path) {
 
 /// Drops one file if more waits than may; for a server that pushes its files one by one. Whether it was dropped.
 pub fn drop_if_too_many(
-    storage: Option<&Arc<dyn Storage>>,
+    places: &[RepositoryPlace],
     options: &QueueOptions,
     name: &str,
 ) -> Result<bool> {
@@ -92,35 +90,27 @@ pub fn drop_if_too_many(
     if let Some(bytes) = excess {
         give_up(options, &[name.to_owned()], bytes)?;
     }
-    if let Some(storage) = storage {
-        record_gaps(storage, options);
-    }
+    record_gaps(places, options);
     Ok(excess.is_some())
 }
 
-/// Pushes all files that are ready, again and again until no new one is. A storage that cannot be opened is the failure of
-/// each of them, unless too many wait.
+/// Pushes all files that are ready, again and again until no new one is, or one fails.
 pub fn push_queue(
-    storage: Result<Arc<dyn Storage>>,
+    places: &[RepositoryPlace],
     options: &QueueOptions,
     monitor: &dyn Monitor,
 ) -> Result<QueueSummary> {
     make_spool(options)?;
-    let storage = match storage {
-        Ok(storage) => storage,
-        Err(error) => return fail_all(options, error),
-    };
-    let storage = &storage;
     let mut summary = QueueSummary::default();
     let mut tried: BTreeSet<String> = BTreeSet::new();
     loop {
-        record_gaps(storage, options);
+        record_gaps(places, options);
         let ready = ready(&options.archive.pgdata)?;
         remove_stale(&options.spool, &ready);
         let mut waiting = without_status(options, &ready);
         if let Some(bytes) = excess(options, &waiting)? {
             give_up(options, &waiting, bytes)?;
-            record_gaps(storage, options);
+            record_gaps(places, options);
             monitor.note(&format!("dropped {} WAL files", waiting.len()));
             summary.dropped += waiting.len() as u64;
             return Ok(summary);
@@ -129,7 +119,7 @@ pub fn push_queue(
         if waiting.is_empty() {
             return Ok(summary);
         }
-        let failed = push_all(storage, options, &waiting)?;
+        let failed = push_all(places, options, &waiting, monitor)?;
         summary.failed += failed;
         summary.pushed += waiting.len() as u64 - failed;
         if failed > 0 {
@@ -139,25 +129,13 @@ pub fn push_queue(
     }
 }
 
-/// Writes down why nothing can be pushed, or gives up what waits, if it is too much.
-fn fail_all(options: &QueueOptions, error: Error) -> Result<QueueSummary> {
-    let ready = ready(&options.archive.pgdata)?;
-    let waiting = without_status(options, &ready);
-    if let Some(bytes) = excess(options, &waiting)? {
-        give_up(options, &waiting, bytes)?;
-        return Ok(QueueSummary {
-            dropped: waiting.len() as u64,
-            ..QueueSummary::default()
-        });
-    }
-    for name in &waiting {
-        write_status(&options.spool, name, ERROR, &with_causes(&error))?;
-    }
-    Err(error)
-}
-
 /// Pushes files at the same time; the first failure keeps others from being begun. Answers how many were not pushed.
-fn push_all(storage: &Arc<dyn Storage>, options: &QueueOptions, names: &[String]) -> Result<u64> {
+fn push_all(
+    places: &[RepositoryPlace],
+    options: &QueueOptions,
+    names: &[String],
+    monitor: &dyn Monitor,
+) -> Result<u64> {
     let failed = AtomicBool::new(false);
     let alone = ArchiveOptions {
         threads: 1,
@@ -170,21 +148,37 @@ fn push_all(storage: &Arc<dyn Storage>, options: &QueueOptions, names: &[String]
                 continue;
             }
             let path = Path::new("pg_wal").join(name);
-            let (kind, text) = match archive_push(storage, &alone, &path) {
-                Ok(Pushed::Stored) => (OK, String::new()),
-                Ok(Pushed::AlreadyThere) => (
-                    OK,
-                    format!("{name} is in the archive already, with the same bytes"),
-                ),
+            let (kind, text) = match archive_push(places, &alone, &path) {
+                Ok(pushed) => (OK, already_there(name, &pushed)),
                 Err(error) => (ERROR, with_causes(&error)),
             };
-            failed.fetch_or(kind == ERROR, Ordering::Relaxed);
+            if kind == ERROR {
+                failed.store(true, Ordering::Relaxed);
+                monitor.problem(&Problem {
+                    object: name.clone(),
+                    message: text.clone(),
+                });
+            }
             write_status(&options.spool, name, kind, &text)?;
             keep(at, kind == OK);
         }
         Ok(())
     })?;
     Ok(pushed.iter().filter(|pushed| !**pushed).count() as u64)
+}
+
+/// What is to be said of a file that was in an archive before it was pushed; nothing of another.
+fn already_there(name: &str, pushed: &[PushedTo]) -> String {
+    let before = pushed
+        .iter()
+        .filter(|to| to.pushed == Pushed::AlreadyThere)
+        .map(|to| format!("repo{}", to.repository));
+    let before: Vec<String> = before.collect();
+    if before.is_empty() {
+        return String::new();
+    }
+    let places = before.join(" and ");
+    format!("{name} is in the archive of {places} already, with the same bytes")
 }
 
 /// The files that PostgreSQL wants archived, histories first, as it sorts them itself.
@@ -256,8 +250,8 @@ fn give_up(options: &QueueOptions, names: &[String], waiting_bytes: u64) -> Resu
     Ok(())
 }
 
-/// Records in the repository what was given up. What cannot be recorded now is recorded by a later pass.
-fn record_gaps(storage: &Arc<dyn Storage>, options: &QueueOptions) {
+/// Records in each repository what was given up. What cannot be recorded everywhere now is recorded by a later pass.
+fn record_gaps(places: &[RepositoryPlace], options: &QueueOptions) {
     let Ok(listing) = fs::read_dir(&options.spool) else {
         return;
     };
@@ -268,31 +262,33 @@ fn record_gaps(storage: &Arc<dyn Storage>, options: &QueueOptions) {
     if gaps.is_empty() {
         return;
     }
-    let record = || -> Result<()> {
-        let archive = &options.archive;
-        let repository = repository::open(Arc::clone(storage)).map_err(Error::Repository)?;
-        let control = control_file::read(&archive.pgdata).map_err(Error::Cluster)?;
-        let epoch = epoch_of(&repository, &archive.stanza, &control, &archive.pgdata)?;
+    // Each is tried, whatever became of the one before. The files stay if one fails, and with them the knowledge.
+    let recorded = places
+        .iter()
+        .map(|place| record_gaps_in(place, options, &gaps));
+    let failed = recorded.filter(Result::is_err).count();
+    if failed == 0 {
         for path in &gaps {
-            let first = path
-                .file_stem()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned();
-            let last = fs::read_to_string(path).map_err(|source| local("read", path, source))?;
-            wal::put_gap(
-                &repository,
-                &archive.stanza,
-                &epoch.name(),
-                &WalGap { first, last },
-            )
-            .map_err(Error::Repository)?;
-            fs::remove_file(path).map_err(|source| local("remove", path, source))?;
+            drop(fs::remove_file(path));
         }
-        Ok(())
-    };
-    // The files stay, and with them the knowledge.
-    drop(record());
+    }
+}
+
+fn record_gaps_in(place: &RepositoryPlace, options: &QueueOptions, gaps: &[PathBuf]) -> Result<()> {
+    let archive = &options.archive;
+    let repository = place.repository()?;
+    let control = control_file::read(&archive.pgdata).map_err(Error::Cluster)?;
+    let epoch = epoch_of(&repository, &archive.stanza, &control, &archive.pgdata)?.name();
+    for path in gaps {
+        let first = path.file_stem().unwrap_or_default().to_string_lossy();
+        let last = fs::read_to_string(path).map_err(|source| local("read", path, source))?;
+        let gap = WalGap {
+            first: first.into_owned(),
+            last,
+        };
+        wal::put_gap(&repository, &archive.stanza, &epoch, &gap).map_err(Error::Repository)?;
+    }
+    Ok(())
 }
 
 /// Removes the statuses of files that PostgreSQL no longer asks for.

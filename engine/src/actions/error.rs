@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+use crate::actions::several::{RepositoryFailure, each, gravest};
 use crate::actions::standby::StandbyError;
 use crate::cluster;
 use crate::codec;
@@ -201,6 +202,14 @@ pub enum Error {
         name: String,
         /// What says so.
         evidence: String,
+    },
+    /// Of several repositories, some failed, and without them the answer is not known or the work not done.
+    #[error("{what}: {}", each(failures))]
+    Repositories {
+        /// What follows from it.
+        what: String,
+        /// Those that failed.
+        failures: Vec<RepositoryFailure>,
     },
     /// A name that PostgreSQL never archives.
     #[error("{0:?} is not the name of a WAL file")]
@@ -496,6 +505,7 @@ impl Error {
             Error::ForeignCluster { .. } => ErrorKind::StanzaMismatch,
             Error::WalDuplicate { .. } => ErrorKind::WalDuplicate,
             Error::WalHole { .. } => ErrorKind::FileMissing,
+            Error::Repositories { failures, .. } => gravest(failures),
             Error::ArchiveTimeout { .. } => ErrorKind::ArchiveTimeout,
             Error::ArchiveDisabled(_) | Error::WalLevel(_) => ErrorKind::ArchiveDisabled,
             Error::ArchiveAlways => ErrorKind::ArchiveMode,

@@ -5,6 +5,7 @@
 //! went wrong without ending it is told to the monitor as a problem. All threads are those of `pipeline.rs`.
 
 mod archive;
+mod archive_get;
 mod archive_push;
 mod archive_queue;
 mod assemble;
@@ -34,6 +35,7 @@ mod restore;
 mod roles;
 mod run_lock;
 mod session;
+mod several;
 mod standby;
 mod stanza;
 mod stanza_end;
@@ -44,8 +46,9 @@ mod wal_needed;
 mod wal_path;
 mod wal_window;
 
-pub use archive::{ArchiveOptions, Got, archive_get};
-pub use archive_push::{Pushed, archive_push};
+pub use archive::ArchiveOptions;
+pub use archive_get::{Got, archive_get};
+pub use archive_push::{Pushed, PushedTo, archive_push};
 pub use archive_queue::{
     PushStatus, QueueOptions, QueueSummary, drop_if_too_many, forget_failure, forget_statuses,
     push_queue, push_status,
@@ -54,7 +57,7 @@ pub use backup::{BackupOptions, BackupSummary, backup, backup_from_standby};
 pub use check::{CheckItem, CheckOptions, Verdict, check};
 pub use error::{Error, ErrorKind, Result};
 pub use info::{EpochInfo, StanzaInfo, UnreadableBackup, info};
-pub use open::{StorageLocation, create_storage, open_repository, open_storage};
+pub use open::{RepositoryPlace, StorageLocation, create_storage, open_repository, open_storage};
 pub use pages::PageVerdict;
 pub use recovery_target::Goal;
 pub use reindex::{
@@ -63,6 +66,7 @@ pub use reindex::{
 };
 pub use restore::{RestoreOptions, RestoreSummary, restore};
 pub use roles::{Candidate, CopyFrom, Member, Roles, find_roles};
+pub use several::RepositoryFailure;
 pub use standby::{Standby, StandbyError};
 pub use stanza::{StanzaCreateOptions, StanzaCreateSummary, stanza_create, stanza_upgrade};
 pub use stanza_end::{StanzaDeleteOptions, StanzaDeleteSummary, stanza_delete};

@@ -1,0 +1,269 @@
+//! Getting one WAL file out of the archives of one or several repositories.
+//!
+//! Promises: the first repository that has the file, whole and with the right header, is the one it comes from; one that
+//! cannot be asked, or whose copy is damaged, is passed over and told of. A get answers "not there" only if that is the
+//! end of the WAL as far as anybody can tell: in every repository the configuration and the stanza were read, the file is
+//! absent, no gap record covers it, and no later segment of its timeline exists; every other answer is an error, "cannot
+//! tell". What it hands over is the segment of that name, and of this cluster.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::actions::archive::{ArchiveOptions, as_archiving, check_header, decode, key_of};
+use crate::actions::error::{Error, Result, with_causes};
+use crate::actions::open::RepositoryPlace;
+use crate::actions::pipeline::pause;
+use crate::actions::several::{RepositoryFailure, failed_in, refuse_none};
+use crate::actions::stanza::{epoch_of, epochs_of};
+use crate::cluster::control_file::{self, ControlFile};
+use crate::monitor::{Monitor, Problem};
+use crate::repository::stanza::Epoch;
+use crate::repository::{Repository, wal};
+use crate::wal_name::{Timeline, WalFile};
+
+/// How often a segment that may still arrive is looked for.
+const POLL: Duration = Duration::from_millis(200);
+
+/// What became of a get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Got {
+    /// The file is at its destination.
+    Fetched {
+        /// The number of the repository that it is from.
+        repository: u32,
+    },
+    /// The archive ends before it.
+    NotThere,
+}
+
+/// A WAL file that somebody asks for.
+pub(super) struct Wanted<'a> {
+    pub(super) options: &'a ArchiveOptions,
+    pub(super) control: &'a ControlFile,
+    pub(super) name: &'a str,
+    pub(super) kind: WalFile,
+}
+
+/// What all repositories together say of a file.
+pub(super) enum Answer<'a> {
+    /// One has it.
+    Found(Found),
+    /// None has it, and each could be asked.
+    Absent(Vec<Asked<'a>>),
+}
+
+/// A file as a repository has it.
+pub(super) struct Found {
+    /// The repository it is from.
+    pub(super) place: u32,
+    /// The file.
+    pub(super) raw: Vec<u8>,
+}
+
+/// A repository that was asked, and did not have it.
+pub(super) struct Asked<'a> {
+    place: &'a RepositoryPlace,
+    repository: Repository,
+    epoch: String,
+}
+
+/// Fetches one WAL file to `destination`, which is relative to the data directory, as `%p` is.
+pub fn archive_get(
+    places: &[RepositoryPlace],
+    options: &ArchiveOptions,
+    name: &str,
+    destination: &Path,
+    monitor: &dyn Monitor,
+) -> Result<Got> {
+    refuse_none(places)?;
+    let kind = WalFile::of(name).map_err(|_| Error::NotWal(name.to_owned()))?;
+    let control = control_file::read(&options.pgdata).map_err(Error::Cluster)?;
+    let wanted = Wanted {
+        options,
+        control: &control,
+        name,
+        kind,
+    };
+    let begun = Instant::now();
+    loop {
+        let asked = match wanted.ask(places, monitor)? {
+            Answer::Found(found) => {
+                write(&options.pgdata.join(destination), &found.raw)?;
+                let repository = found.place;
+                return Ok(Got::Fetched { repository });
+            }
+            Answer::Absent(asked) => asked,
+        };
+        let Some(evidence) = wanted.evidence_of_more(&asked)? else {
+            return Ok(Got::NotThere);
+        };
+        if begun.elapsed() >= options.timeout {
+            return Err(Error::WalHole {
+                name: name.to_owned(),
+                evidence,
+            });
+        }
+        // Segments may arrive out of order.
+        pause(POLL);
+    }
+}
+
+impl<'a> Wanted<'a> {
+    /// Asks one repository after the other until one has the file.
+    pub(super) fn ask(
+        &self,
+        places: &'a [RepositoryPlace],
+        monitor: &dyn Monitor,
+    ) -> Result<Answer<'a>> {
+        let (mut absent, mut failures) = (Vec::new(), Vec::new());
+        for place in places {
+            match self.look(place) {
+                Ok(Answer::Found(found)) => {
+                    for failure in failures {
+                        monitor.problem(&passed_over(&failure, self.name, place.number));
+                    }
+                    return Ok(Answer::Found(found));
+                }
+                Ok(Answer::Absent(asked)) => absent.extend(asked),
+                Err(error) => failures.push(RepositoryFailure {
+                    number: place.number,
+                    error,
+                }),
+            }
+        }
+        if failures.is_empty() {
+            return Ok(Answer::Absent(absent));
+        }
+        Err(self.cannot_tell(failures, places.len()))
+    }
+
+    fn cannot_tell(&self, failures: Vec<RepositoryFailure>, asked: usize) -> Error {
+        let what = || format!("it cannot be told whether {} exists", self.name);
+        failed_in(what, failures, asked)
+    }
+
+    /// What one repository says.
+    fn look(&self, place: &'a RepositoryPlace) -> Result<Answer<'a>> {
+        let stanza = &self.options.stanza;
+        let repository = place.repository()?;
+        let epoch = self.epoch(&repository)?.name();
+        let object = match wal::get(repository.storage.as_ref(), stanza, &epoch, self.name) {
+            Ok(object) => object,
+            Err(error) if error.is_not_found() => {
+                return Ok(Answer::Absent(vec![Asked {
+                    place,
+                    repository,
+                    epoch,
+                }]));
+            }
+            Err(error) => return Err(Error::Repository(error)),
+        };
+        let key = key_of(stanza, &epoch, self.name)?;
+        let raw = decode(&object, key.clone())?;
+        // PostgreSQL would take another segment's content for the end of the WAL.
+        if self.options.header_check && matches!(self.kind, WalFile::Segment | WalFile::Partial) {
+            check_header(&raw, raw.len() as u64, self.name, self.control, |found| {
+                Error::WalMisplaced {
+                    key: key.clone(),
+                    found,
+                }
+            })?;
+        }
+        Ok(Answer::Found(Found {
+            place: place.number,
+            raw,
+        }))
+    }
+
+    /// The newest epoch of the stanza that is this cluster's.
+    fn epoch(&self, repository: &Repository) -> Result<Epoch> {
+        let (stanza, control) = (&self.options.stanza, self.control);
+        let epochs = epochs_of(repository, stanza)?;
+        let own = epochs.into_iter().rfind(|epoch| {
+            epoch.system_id == control.system_id && epoch.version == control.version
+        });
+        match own {
+            Some(own) => Ok(own),
+            None => {
+                epoch_of(repository, stanza, control, &self.options.pgdata).map_err(as_archiving)
+            }
+        }
+    }
+
+    /// What says that the WAL does not end before this absent file, if anything does.
+    fn evidence_of_more(&self, asked: &[Asked<'_>]) -> Result<Option<String>> {
+        let mut failures = Vec::new();
+        for one in asked {
+            match self.evidence_in(one) {
+                Ok(None) => {}
+                Ok(evidence) => return Ok(evidence),
+                Err(error) => failures.push(RepositoryFailure {
+                    number: one.place.number,
+                    error,
+                }),
+            }
+        }
+        if failures.is_empty() {
+            return Ok(None);
+        }
+        Err(self.cannot_tell(failures, asked.len()))
+    }
+
+    fn evidence_in(&self, asked: &Asked<'_>) -> Result<Option<String>> {
+        if self.kind != WalFile::Segment {
+            return Ok(None);
+        }
+        let (stanza, name) = (&self.options.stanza, self.name);
+        let Asked {
+            repository, epoch, ..
+        } = asked;
+        if let Some(gap) =
+            wal::gap_covering(repository, stanza, epoch, name).map_err(Error::Repository)?
+        {
+            return Ok(Some(format!(
+                "segments {} to {} were dropped by archive-push",
+                gap.first, gap.last
+            )));
+        }
+        let timeline = name
+            .get(..8)
+            .and_then(|digits| u32::from_str_radix(digits, 16).ok());
+        let Some(timeline) = timeline.map(Timeline) else {
+            return Ok(None);
+        };
+        let later = wal::first_after(repository, stanza, epoch, timeline, name)
+            .map_err(Error::Repository)?;
+        Ok(later.map(|later| format!("{later} is there")))
+    }
+}
+
+fn passed_over(failure: &RepositoryFailure, name: &str, found_in: u32) -> Problem {
+    Problem {
+        object: format!("{name} of repo{}", failure.number),
+        message: format!(
+            "{}; it was taken from repo{found_in}",
+            with_causes(&failure.error)
+        ),
+    }
+}
+
+/// Writes a fetched file whole: PostgreSQL must never see a part of a segment.
+pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".pgcairn.tmp");
+    let temporary = PathBuf::from(temporary);
+    let written = File::create(&temporary).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_data()?;
+        fs::rename(&temporary, path)
+    });
+    written.map_err(|source| {
+        drop(fs::remove_file(&temporary));
+        Error::WriteFile {
+            path: path.to_owned(),
+            source,
+        }
+    })
+}
