@@ -2,8 +2,9 @@
 # Shows, on a throw-away PostgreSQL server, what pgcairn does: backs the server up twice under its eyes, wrecks the data
 # directory, restores it, and proves that every table is what it was. Installs what is missing, leaves nothing behind.
 #
-#     cli/quickstart.sh [--keep] [--size small|large]
+#     cli/quickstart.sh [--s3] [--keep] [--size small|large]
 #
+#     --s3      keeps the repository in a bucket of a real S3 server on this machine, instead of a directory
 #     --keep    leaves the restored server running, and says how to look around and how to remove it
 #     --size    small: 150 MB of data (the default); large: 1.5 GB
 set -euo pipefail
@@ -11,10 +12,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source tests/setup.sh
 
 keep=false
+s3=false
 scale=10
 while (($#)); do
     case $1 in
         --keep) keep=true ;;
+        --s3) s3=true ;;
         --size=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" && continue ;;
         --size)
             case ${2:-} in
@@ -25,7 +28,7 @@ while (($#)); do
             shift
             ;;
         -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}" && exit ;;
-        *) die "unknown option $1 (there are --keep and --size small|large)" ;;
+        *) die "unknown option $1 (there are --s3, --keep and --size small|large)" ;;
     esac
     shift
 done
@@ -42,16 +45,18 @@ finish() {
     trap - EXIT
     cd /
     if $keep && [[ $status == 0 ]]; then
-        local as=
+        local as= also=
         [[ $(id -u) != 0 ]] || as="runuser -u $user -- "
+        [[ -z ${s3_server:-} ]] || also="kill $s3_server; "
         cat <<END
 
 Kept, and running:
     look around   ${as}psql -h $work -U postgres postgres
                   ${as}$pgcairn info
-    remove        ${as}$programs/pg_ctl stop -D $data; rm -rf $work
+    remove        ${as}$programs/pg_ctl stop -D $data; ${also}rm -rf $work
 END
     else
+        [[ -z ${s3_server:-} ]] || kill "$s3_server" 2>/dev/null || true
         remove_with_servers "$work"
     fi
     exit "$status"
@@ -65,9 +70,28 @@ data=$work/data
 pgcairn="$work/pgcairn --config=$work/pgcairn.conf --stanza=demo"
 install -m 755 "$CARGO_TARGET_DIR/release/pgcairn" "$work/pgcairn"
 mkdir "$work/repo" "$work/cache" "$work/log" "$work/lock"
+place="repo1-path=$work/repo"
+if $s3; then
+    install -m 755 "$CARGO_TARGET_DIR/release/pgcairn-s3-server" "$work/s3-server"
+    setsid "$work/s3-server" "$work/repo" >"$work/log/s3-server" 2>&1 &
+    s3_server=$!
+    for ((tries = 0; tries < 100; tries++)); do
+        [[ ! -e $work/repo/address ]] || break
+        sleep 0.1
+    done
+    [[ -e $work/repo/address ]] || die "the S3 server does not start: $(cat "$work/log/s3-server")"
+    place="repo1-type=s3
+repo1-path=/demo
+repo1-s3-bucket=cairns
+repo1-s3-endpoint=http://$(cat "$work/repo/address")
+repo1-s3-region=us-east-1
+repo1-s3-uri-style=path
+repo1-s3-key=AKCAIRN
+repo1-s3-key-secret=a-secret-that-is-never-shown"
+fi
 cat >"$work/pgcairn.conf" <<END
 [global]
-repo1-path=$work/repo
+$place
 cache-path=$work/cache
 log-path=$work/log
 lock-path=$work/lock

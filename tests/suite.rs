@@ -26,6 +26,7 @@ mod postgres_refusals;
 mod postgres_reuse;
 mod s3;
 mod s3_job;
+mod several;
 mod standby;
 mod storage;
 mod tidy;

@@ -4,7 +4,7 @@
 //! negates, `--reset-opt` forgets what environment and file say; an unambiguous beginning of a name will do. Refuses,
 //! with pgBackRest's words and numbers: unknown commands and options, an option given twice, secrets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsString;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -77,12 +77,10 @@ fn grammar() -> clap::Command {
         .arg(Arg::new(WORDS).num_args(0..))
         .arg(Arg::new(HELP).long(HELP).action(ArgAction::SetTrue))
         .arg(Arg::new(VERSION).long(VERSION).action(ArgAction::SetTrue));
-    for (n, row) in OPTIONS.iter().enumerate() {
-        if OPTIONS
-            .iter()
-            .take(n)
-            .any(|earlier| earlier.name == row.name)
-        {
+    let mut seen = HashSet::new();
+    for row in OPTIONS.iter() {
+        // One name may have a row for each of its shapes.
+        if !seen.insert(row.name) {
             continue;
         }
         let arg = Arg::new(row.name).long(row.name).action(ArgAction::Append);
@@ -136,7 +134,7 @@ fn given_options(
     command: Command,
 ) -> Result<BTreeMap<&'static str, Given>, Error> {
     let mut options = BTreeMap::new();
-    for row in OPTIONS {
+    for row in OPTIONS.iter() {
         let name = row.name;
         let given = Given {
             values: matches
@@ -356,8 +354,8 @@ mod tests {
             "[031]: option 'repo1-s3-key' is not allowed on the command-line"
         );
         assert_eq!(
-            refused("backup --repo2-path=/a"),
-            "[031]: option 'repo2-path': several repositories are not supported yet"
+            refused("backup --repo9-path=/a"),
+            "[031]: option 'repo9-path': more than 8 repositories are not supported yet"
         );
         assert_eq!(
             refused("backup --pg300-path=/a"),

@@ -56,11 +56,10 @@ pub(crate) enum Error {
     TooMany { name: String, limit: &'static str },
     #[error("option '{name}' key must be between 1 and 256")]
     OptionKey { name: String },
+    #[error("key '{number}' is not valid for 'repo' option: no repo{number}-… option is set")]
+    RepositoryUnknown { number: i64 },
     #[error("{} command requires option: {name}", command.name())]
-    OptionMissing {
-        name: &'static str,
-        command: Command,
-    },
+    OptionMissing { name: String, command: Command },
     #[error("option '{name}' not valid without option '{needed}'")]
     ClusterWithoutPath { name: String, needed: String },
     #[error(
@@ -177,6 +176,7 @@ impl Error {
             | Error::FlagOrWord { .. }
             | Error::ValueInvalid { .. }
             | Error::ValueNotAllowed { .. }
+            | Error::RepositoryUnknown { .. }
             | Error::ValueRange { .. }
             | Error::PathNotAbsolute { .. }
             | Error::EnvironmentText { .. }
@@ -211,7 +211,7 @@ impl Error {
             Error::ValueRange { lowest, highest, .. } => {
                 vec![format!("allowed range is {lowest} to {highest} inclusive")]
             }
-            Error::OptionMissing { name: "pg1-path", .. } => vec!["does this stanza exist?".to_owned()],
+            Error::OptionMissing { name, .. } if name == "pg1-path" => vec!["does this stanza exist?".to_owned()],
             Error::Locked { .. } => vec!["is another pgcairn process running?".to_owned()],
             Error::Stopped { .. } => vec!["'start' allows processes to run again.".to_owned()],
             Error::NotStopped { .. } => {

@@ -299,21 +299,29 @@ pub(crate) fn restore_json(summary: &RestoreSummary) -> Value {
 }
 
 /// What stanza-create did, for people.
-pub(crate) fn stanza_create_lines(stanza: &str, summary: &StanzaCreateSummary) -> Vec<String> {
-    let line = if summary.created {
+pub(crate) fn stanza_create_line(
+    stanza: &str,
+    number: u32,
+    summary: &StanzaCreateSummary,
+) -> String {
+    if summary.created {
         format!(
-            "stanza '{stanza}' created on repo1 for PostgreSQL {}, system id {}",
+            "stanza '{stanza}' created on repo{number} for PostgreSQL {}, system id {}",
             summary.version, summary.system_id
         )
     } else {
-        format!("stanza '{stanza}' already exists on repo1 and is valid")
-    };
-    vec![line]
+        format!("stanza '{stanza}' already exists on repo{number} and is valid")
+    }
 }
 
 /// What stanza-create did, for programs.
-pub(crate) fn stanza_create_json(stanza: &str, summary: &StanzaCreateSummary) -> Value {
+pub(crate) fn stanza_create_json(
+    stanza: &str,
+    number: u32,
+    summary: &StanzaCreateSummary,
+) -> Value {
     json!({
+        "repo": number,
         "stanza": stanza,
         "created": summary.created,
         "archive-id": summary.epoch,

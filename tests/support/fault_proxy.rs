@@ -297,11 +297,9 @@ fn serve(client: &TcpStream, server: SocketAddr, state: &State) -> io::Result<()
 /// What passed since it was last asked for: `PUT 1, GET 2, at once 3`.
 fn tell_passed(mut client: &TcpStream, state: &State) -> io::Result<()> {
     let passed = std::mem::take(&mut lock(&state.passed).0);
-    let mut text = String::new();
-    for (method, count) in passed.requests {
-        text.push_str(&format!("{method} {count}, "));
-    }
-    text.push_str(&format!("at once {}\n", passed.most_at_once));
+    let told = |(method, count)| format!("{method} {count}, ");
+    let requests: String = passed.requests.into_iter().map(told).collect();
+    let text = format!("{requests}at once {}\n", passed.most_at_once);
     let length = text.len();
     let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
     client.write_all(head.as_bytes())?;

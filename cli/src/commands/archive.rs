@@ -40,7 +40,7 @@ pub(super) fn push(settings: &Settings, log: &Log) -> Result<u8, Error> {
 
 fn push_one(settings: &Settings, log: &Log, segment: &Path) -> Result<u8, Error> {
     let name = name_of(segment);
-    let repositories = repositories(settings)?;
+    let repositories = repositories::places(settings)?;
     if settings.given("archive-push-queue-max")
         && actions::drop_if_too_many(&repositories, &queue_options(settings), &name)?
     {
@@ -66,7 +66,7 @@ fn push_one(settings: &Settings, log: &Log, segment: &Path) -> Result<u8, Error>
 fn push_queue(settings: &Settings, log: &Log) -> Result<u8, Error> {
     let _lock = take_lock(settings, QUEUE_LOCK)?;
     let progress = Progress::new(log);
-    let repositories = repositories(settings)?;
+    let repositories = repositories::places(settings)?;
     let summary = actions::push_queue(&repositories, &queue_options(settings), &progress)?;
     log.info(&format!(
         "pushed {} WAL file(s), dropped {}, failed {}",
@@ -148,7 +148,7 @@ pub(super) fn get(settings: &Settings, log: &Log) -> Result<u8, Error> {
         });
     };
     let destination = resolve(settings, path)?;
-    let repositories = repositories(settings)?;
+    let repositories = repositories::places(settings)?;
     let (options, progress) = (options(settings), Progress::new(log));
     match actions::archive_get(&repositories, &options, name, &destination, &progress)? {
         Got::Fetched { repository } => {

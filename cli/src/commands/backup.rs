@@ -4,7 +4,7 @@ use pgcairn_engine::actions::{self, BackupOptions, CopyFrom, Standby};
 use pgcairn_engine::monitor::Tally;
 use pgcairn_engine::repository::snapshot::BackupType;
 
-use super::{clusters, compress_level, host, open_repository, stanza, take_lock, tell, threads};
+use super::{clusters, compress_level, host, repositories, stanza, take_lock, tell, threads};
 use crate::clock;
 use crate::error::Error;
 use crate::log::Log;
@@ -14,7 +14,7 @@ use crate::settings::Settings;
 
 pub(super) fn run(settings: &Settings, log: &Log) -> Result<u8, Error> {
     let _lock = take_lock(settings, "backup")?;
-    let repository = open_repository(settings)?;
+    let repository = repositories::open(settings, repositories::first(settings, log)?)?;
     let (tally, progress) = (Tally::default(), Progress::new(log));
     let mut options = options(settings);
     let summary = if settings.flag("online") {

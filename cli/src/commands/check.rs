@@ -6,11 +6,15 @@ use pgcairn_engine::actions::{self, CheckItem, CheckOptions, Verdict};
 use pgcairn_engine::cluster::server::Server;
 use serde_json::{Value, json};
 
-use super::{location, push_spool, reach, stanza, threads};
+use super::location::location;
+use super::{push_spool, reach, repositories, stanza, threads};
 use crate::clock;
 use crate::error::Error;
 use crate::report;
 use crate::settings::Settings;
+
+/// What has one answer, however many repositories there are.
+const OF_THE_HOST: [&str; 4] = ["data directory", "spool", "server", "archive settings"];
 
 pub(super) fn run(settings: &Settings) -> Result<u8, Error> {
     let options = CheckOptions {
@@ -23,12 +27,23 @@ pub(super) fn run(settings: &Settings) -> Result<u8, Error> {
         threads: threads(settings),
         now_ms: clock::now_ms(),
     };
-    let location = location(settings)?;
-    let server = reach(settings, 1).map(|server| Box::new(server) as Box<dyn Server>);
-    let answers: Vec<Answer> = actions::check(actions::open_storage(&location), server, &options)
-        .into_iter()
-        .map(Answer::of)
-        .collect();
+    let numbers = repositories::numbers(settings)?;
+    let mut answers: Vec<Answer> = Vec::new();
+    for number in &numbers {
+        let location = location(settings, *number)?;
+        let server = reach(settings, 1).map(|server| Box::new(server) as Box<dyn Server>);
+        let items = actions::check(actions::open_storage(&location), server, &options);
+        for answer in items.into_iter().map(Answer::of) {
+            if numbers.len() == 1 {
+                answers.push(answer);
+            } else if !OF_THE_HOST.contains(&answer.name.as_str()) {
+                let name = format!("repo{number}: {}", answer.name);
+                answers.push(Answer { name, ..answer });
+            } else if number == &numbers[0] {
+                answers.push(answer);
+            }
+        }
+    }
     if settings.text("output") == Some("json") {
         let items: Value = answers.iter().map(Answer::json).collect();
         report::to_stdout(&items.to_string())?;
@@ -45,7 +60,7 @@ pub(super) fn run(settings: &Settings) -> Result<u8, Error> {
 
 /// An answer as it is told.
 struct Answer {
-    name: &'static str,
+    name: String,
     status: &'static str,
     code: u8,
     text: String,
@@ -54,7 +69,7 @@ struct Answer {
 
 impl Answer {
     fn of(item: CheckItem) -> Self {
-        let name = item.name;
+        let name = item.name.to_owned();
         match item.verdict {
             Verdict::Fine(text) => Answer {
                 name,

@@ -3,6 +3,8 @@
 //! Promises: a bucket's key comes from a file or the environment, never from the command line (the option table sees to
 //! that). Refuses half a key.
 
+use std::path::PathBuf;
+
 use pgcairn_engine::actions::StorageLocation;
 use pgcairn_engine::storage::patience::Patience;
 use pgcairn_engine::storage::s3::{S3Key, S3Options};
@@ -10,51 +12,69 @@ use pgcairn_engine::storage::s3::{S3Key, S3Options};
 use crate::error::Error;
 use crate::settings::Settings;
 
-/// The place that the options name.
-pub(super) fn location(settings: &Settings) -> Result<StorageLocation, Error> {
-    let path = settings.path("repo1-path");
-    if settings.text("repo1-type") != Some("s3") {
+/// The options of one repository.
+struct Numbered<'a> {
+    settings: &'a Settings,
+    number: u32,
+}
+
+impl Numbered<'_> {
+    /// The whole name of an option, `s3-bucket` for instance.
+    fn name(&self, option: &str) -> String {
+        format!("repo{}-{option}", self.number)
+    }
+
+    fn text(&self, option: &str) -> Option<&str> {
+        self.settings.text(&self.name(option))
+    }
+}
+
+/// The place that the options of this number name.
+pub(super) fn location(settings: &Settings, number: u32) -> Result<StorageLocation, Error> {
+    let of = Numbered { settings, number };
+    let path = PathBuf::from(of.text("path").unwrap_or_default());
+    if of.text("type") != Some("s3") {
         return Ok(StorageLocation::Directory(path));
     }
-    let owned = |name| settings.text(name).map(str::to_owned);
+    let owned = |name| of.text(name).map(str::to_owned);
     Ok(StorageLocation::S3(Box::new(S3Options {
-        bucket: owned("repo1-s3-bucket").unwrap_or_default(),
+        bucket: owned("s3-bucket").unwrap_or_default(),
         prefix: path.to_string_lossy().trim_matches('/').to_owned(),
-        endpoint: endpoint(settings),
-        region: owned("repo1-s3-region"),
-        path_style: settings.text("repo1-s3-uri-style") == Some("path"),
-        key: key(settings)?,
-        ca_file: settings.text("repo1-storage-ca-file").map(Into::into),
+        endpoint: endpoint(&of),
+        region: owned("s3-region"),
+        path_style: of.text("s3-uri-style") == Some("path"),
+        key: key(&of)?,
+        ca_file: of.text("storage-ca-file").map(Into::into),
         patience: Patience::default(),
     })))
 }
 
 /// The key that stands in the options; with another key type, and without one, AWS's usual places are asked.
-fn key(settings: &Settings) -> Result<Option<S3Key>, Error> {
-    let text = |name| settings.text(name).map(str::to_owned);
-    if settings.text("repo1-s3-key-type") != Some("shared") {
+fn key(of: &Numbered<'_>) -> Result<Option<S3Key>, Error> {
+    let text = |name| of.text(name).map(str::to_owned);
+    if of.text("s3-key-type") != Some("shared") {
         return Ok(None);
     }
     let missing = |name| Error::OptionMissing {
-        name,
-        command: settings.command,
+        name: of.name(name),
+        command: of.settings.command,
     };
-    match (text("repo1-s3-key"), text("repo1-s3-key-secret")) {
-        (None, None) if text("repo1-s3-token").is_none() => Ok(None),
-        (None, _) => Err(missing("repo1-s3-key")),
-        (_, None) => Err(missing("repo1-s3-key-secret")),
+    match (text("s3-key"), text("s3-key-secret")) {
+        (None, None) if text("s3-token").is_none() => Ok(None),
+        (None, _) => Err(missing("s3-key")),
+        (_, None) => Err(missing("s3-key-secret")),
         (Some(id), Some(secret)) => Ok(Some(S3Key {
             id,
             secret,
-            token: text("repo1-s3-token"),
+            token: text("s3-token"),
         })),
     }
 }
 
 /// The server's URL: the endpoint, its host and port replaced where that is asked for.
-fn endpoint(settings: &Settings) -> Option<String> {
-    let endpoint = settings.text("repo1-s3-endpoint");
-    let host = settings.text("repo1-storage-host");
+fn endpoint(of: &Numbered<'_>) -> Option<String> {
+    let endpoint = of.text("s3-endpoint");
+    let host = of.text("storage-host");
     let given = host.or(endpoint)?.trim_end_matches('/');
     let split = |url: &str| {
         let (scheme, rest) = url.split_once("://")?;
@@ -65,7 +85,7 @@ fn endpoint(settings: &Settings) -> Option<String> {
         .or_else(|| scheme_of(endpoint))
         .unwrap_or_else(|| "https".to_owned());
     let place = split(given).map_or_else(|| given.to_owned(), |(_, rest)| rest);
-    let Some(port) = settings.number("repo1-storage-port") else {
+    let Some(port) = of.settings.number(&of.name("storage-port")) else {
         return Some(format!("{scheme}://{place}"));
     };
     let place = match place.rsplit_once(':') {
@@ -96,7 +116,10 @@ mod tests {
     }
 
     fn at(options: &str) -> Option<String> {
-        endpoint(&settled(options, ""))
+        endpoint(&Numbered {
+            settings: &settled(options, ""),
+            number: 1,
+        })
     }
 
     #[test]
@@ -124,7 +147,7 @@ mod tests {
     #[test]
     fn half_a_key_is_refused_by_the_name_of_the_other_half() {
         let half = settled("", "[global]\nrepo1-s3-key=AKID\n");
-        let error = location(&half).unwrap_err().to_string();
+        let error = location(&half, 1).unwrap_err().to_string();
         assert!(error.contains("repo1-s3-key-secret"), "{error}");
         assert!(!error.contains("AKID"), "{error}");
     }
@@ -135,7 +158,7 @@ mod tests {
             "--repo1-path=/cairns/main --repo1-s3-uri-style=path",
             "[global]\nrepo1-s3-key=AKID\nrepo1-s3-key-secret=S\n",
         );
-        let StorageLocation::S3(options) = location(&settings).unwrap() else {
+        let StorageLocation::S3(options) = location(&settings, 1).unwrap() else {
             unreachable!("repo1-type is s3");
         };
         assert_eq!(options.prefix, "cairns/main");

@@ -5,6 +5,7 @@ mod backup;
 mod check;
 mod info;
 mod location;
+mod repositories;
 mod restore;
 mod stanza_create;
 mod stanza_end;
@@ -12,17 +13,14 @@ mod start_stop;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use pgcairn_engine::actions::{self, Candidate, RepositoryPlace};
+use pgcairn_engine::actions::{self, Candidate};
 use pgcairn_engine::cluster::server::{self, Connection, PgServer, Server};
-use pgcairn_engine::repository::{Repository, layout};
-use pgcairn_engine::storage::Storage;
+use pgcairn_engine::repository::layout;
 use serde_json::Value;
 
-use self::location::location;
 use crate::error::Error;
 use crate::exit;
 use crate::log::Log;
@@ -159,22 +157,6 @@ fn tell(
 /// The stanza; every command that asks for it requires the option.
 fn stanza(settings: &Settings) -> &str {
     settings.text("stanza").unwrap_or_default()
-}
-
-/// The repositories that archiving writes to and reads from, in the order in which they are asked.
-fn repositories(settings: &Settings) -> Result<Vec<RepositoryPlace>, Error> {
-    let location = location(settings)?;
-    Ok(vec![RepositoryPlace::new(1, move || {
-        actions::open_storage(&location)
-    })])
-}
-
-fn open_storage(settings: &Settings) -> Result<Arc<dyn Storage>, Error> {
-    Ok(actions::open_storage(&location(settings)?)?)
-}
-
-fn open_repository(settings: &Settings) -> Result<Repository, Error> {
-    Ok(actions::open_repository(open_storage(settings)?)?)
 }
 
 fn take_lock(settings: &Settings, job: &str) -> Result<lock::Lock, Error> {

@@ -3,12 +3,13 @@
 //! Promises: the server's `restore_command` calls this program with the options it was given. A target that PostgreSQL
 //! would not understand is refused before anything is opened.
 
-use pgcairn_engine::actions::{self, Goal, RestoreOptions, TimelineGoal};
+use pgcairn_engine::actions::{self, Goal, RepositoryFailure, RestoreOptions, TimelineGoal};
 use pgcairn_engine::cluster::recovery::{Recovery, RecoveryType};
 use pgcairn_engine::monitor::Tally;
+use pgcairn_engine::repository::Repository;
 use pgcairn_engine::wal_name::Timeline;
 
-use super::{arguments_for, host, open_repository, push_spool, stanza, take_lock, tell, threads};
+use super::{arguments_for, host, push_spool, repositories, stanza, take_lock, tell, threads};
 use crate::clock;
 use crate::error::Error;
 use crate::log::Log;
@@ -20,7 +21,7 @@ use crate::settings::Settings;
 pub(super) fn run(settings: &Settings, log: &Log) -> Result<u8, Error> {
     let _lock = take_lock(settings, "restore")?;
     let options = options(settings)?;
-    let repository = open_repository(settings)?;
+    let repository = choose(settings, &options, log)?;
     let (tally, progress) = (Tally::default(), Progress::new(log));
     actions::forget_statuses(&push_spool(settings));
     let summary = actions::restore(&repository, &options, &tally, &progress)?;
@@ -30,6 +31,42 @@ pub(super) fn run(settings: &Settings, log: &Log) -> Result<u8, Error> {
         &report::restore_lines(&summary),
         &report::restore_json(&summary),
     )
+}
+
+/// The first repository that has a backup which reaches the target.
+fn choose(settings: &Settings, options: &RestoreOptions, log: &Log) -> Result<Repository, Error> {
+    let numbers = repositories::numbers(settings)?;
+    if let [only] = numbers.as_slice() {
+        return repositories::open(settings, *only);
+    }
+    let mut failures = Vec::new();
+    for place in repositories::places(settings)? {
+        let able = place.repository().and_then(|repository| {
+            actions::can_restore(&repository, options)?;
+            Ok(repository)
+        });
+        match able {
+            Ok(repository) => {
+                let number = place.number;
+                log.info(&format!("restore from repo{number}"));
+                if !failures.is_empty() {
+                    log.warn(&format!(
+                        "the server's recovery does not end while a repository cannot be read, for that may hold more \
+                         WAL\nHINT: if it stays away, restore with --repo={number}"
+                    ));
+                }
+                return Ok(repository);
+            }
+            Err(error) => {
+                let number = place.number;
+                let failure = RepositoryFailure { number, error };
+                log.warn(&failure.to_string());
+                failures.push(failure);
+            }
+        }
+    }
+    let what = "no repository has a backup that can be restored so".to_owned();
+    Err(actions::Error::Repositories { what, failures }.into())
 }
 
 fn options(settings: &Settings) -> Result<RestoreOptions, Error> {

@@ -3,8 +3,10 @@
 
 use pgcairn_engine::actions::{self, StanzaCreateOptions, StanzaCreateSummary};
 use pgcairn_engine::cluster::server::Server;
+use serde_json::Value;
 
-use super::{connect, location, open_repository, stanza, take_lock, tell};
+use super::location::location;
+use super::{connect, repositories, stanza, take_lock, tell};
 use crate::error::Error;
 use crate::log::Log;
 use crate::progress::Progress;
@@ -12,8 +14,8 @@ use crate::report;
 use crate::settings::Settings;
 
 pub(super) fn create(settings: &Settings, log: &Log) -> Result<u8, Error> {
-    make(settings, log, |server, progress| {
-        let storage = actions::create_storage(&location(settings)?)?;
+    make(settings, log, |number, server, progress| {
+        let storage = actions::create_storage(&location(settings, number)?)?;
         Ok(actions::stanza_create(
             storage,
             &options(settings),
@@ -24,8 +26,8 @@ pub(super) fn create(settings: &Settings, log: &Log) -> Result<u8, Error> {
 }
 
 pub(super) fn upgrade(settings: &Settings, log: &Log) -> Result<u8, Error> {
-    make(settings, log, |server, _| {
-        let repository = open_repository(settings)?;
+    make(settings, log, |number, server, _| {
+        let repository = repositories::open(settings, number)?;
         Ok(actions::stanza_upgrade(
             &repository,
             &options(settings),
@@ -37,19 +39,20 @@ pub(super) fn upgrade(settings: &Settings, log: &Log) -> Result<u8, Error> {
 fn make(
     settings: &Settings,
     log: &Log,
-    action: impl FnOnce(Option<&mut dyn Server>, &Progress<'_>) -> Result<StanzaCreateSummary, Error>,
+    action: impl Fn(u32, Option<&mut dyn Server>, &Progress<'_>) -> Result<StanzaCreateSummary, Error>,
 ) -> Result<u8, Error> {
     let _lock = take_lock(settings, "backup")?;
     let progress = Progress::new(log);
     let mut server = connect(settings)?;
-    let server = server.as_mut().map(|server| server as &mut dyn Server);
-    let summary = action(server, &progress)?;
     let name = stanza(settings);
-    let (lines, json) = (
-        report::stanza_create_lines(name, &summary),
-        report::stanza_create_json(name, &summary),
-    );
-    tell(settings, &progress, &lines, &json)
+    let (mut lines, mut made) = (Vec::new(), Vec::new());
+    for number in repositories::numbers(settings)? {
+        let server = server.as_mut().map(|server| server as &mut dyn Server);
+        let summary = action(number, server, &progress)?;
+        lines.push(report::stanza_create_line(name, number, &summary));
+        made.push(report::stanza_create_json(name, number, &summary));
+    }
+    tell(settings, &progress, &lines, &Value::Array(made))
 }
 
 fn options(settings: &Settings) -> StanzaCreateOptions {

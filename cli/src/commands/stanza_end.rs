@@ -4,7 +4,7 @@
 
 use pgcairn_engine::actions::{self, StanzaDeleteOptions};
 
-use super::{host, open_repository, stanza, take_lock, tell};
+use super::{host, repositories, stanza, take_lock, tell};
 use crate::clock;
 use crate::error::Error;
 use crate::lock;
@@ -20,6 +20,12 @@ pub(super) fn run(settings: &Settings, log: &Log) -> Result<u8, Error> {
             stanza: name.to_owned(),
         });
     }
+    let [number] = repositories::numbers(settings)?[..] else {
+        return Err(Error::OptionMissing {
+            name: "repo".to_owned(),
+            command: settings.command,
+        });
+    };
     let _lock = take_lock(settings, "backup")?;
     let progress = Progress::new(log);
     let options = StanzaDeleteOptions {
@@ -29,7 +35,7 @@ pub(super) fn run(settings: &Settings, log: &Log) -> Result<u8, Error> {
         host: host(),
         now_ms: clock::now_ms(),
     };
-    let summary = actions::stanza_delete(&open_repository(settings)?, &options)?;
+    let summary = actions::stanza_delete(&repositories::open(settings, number)?, &options)?;
     let lines = [format!(
         "stanza '{name}' deleted, {} backups forgotten",
         summary.backups

@@ -2,10 +2,10 @@
 //!
 //! Promises: the only place that reads the environment; sections go `[stanza:command]`, `[stanza]`,
 //! `[global:command]`, `[global]`, and the first that has an option decides. Options of other commands are skipped
-//! where they are shared by all commands. Refuses: an option that nobody knows or that cannot be honoured, by name,
+//! where they are shared by all commands; so are the defaults of repositories that are not configured. Refuses: an option that nobody knows or that cannot be honoured, by name,
 //! wherever it stands; nothing is silently dropped.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::PathBuf;
@@ -39,7 +39,7 @@ pub(crate) fn numbered_error(name: &str) -> Option<Error> {
     let limit = if row.group.prefix() == Some("pg") {
         "more than 8 clusters"
     } else {
-        "several repositories"
+        "more than 8 repositories"
     };
     match number {
         2..=256 => Some(Error::TooMany { name, limit }),
@@ -132,6 +132,7 @@ pub(crate) fn merge(
             values.insert(row.name, setting);
         }
     }
+    drop_absent_repositories(&mut values);
     check_needs(command, &mut values)?;
     for row in OPTIONS
         .iter()
@@ -142,7 +143,7 @@ pub(crate) fn merge(
             .is_none_or(|(option, allowed)| holds(&values, option, allowed));
         if needed && !values.contains_key(row.name) {
             return Err(Error::OptionMissing {
-                name: row.name,
+                name: row.name.to_owned(),
                 command,
             });
         }
@@ -238,6 +239,25 @@ fn settle_one(
         secret: row.secret,
         effect: row.effect,
     }))
+}
+
+/// Drops the defaults of repositories that are not configured: those of which nothing is said. If nothing is said of any,
+/// the first is meant.
+fn drop_absent_repositories(values: &mut BTreeMap<&'static str, Setting>) {
+    let number = |name: &str| {
+        let (number, _) = options::numbered(name).filter(|_| name.starts_with("repo"))?;
+        Some(number)
+    };
+    let given = |(name, setting): (&&'static str, &Setting)| {
+        (setting.origin != Origin::Default)
+            .then(|| number(name))
+            .flatten()
+    };
+    let mut present: BTreeSet<u32> = values.iter().filter_map(given).collect();
+    if present.is_empty() {
+        present.insert(1);
+    }
+    values.retain(|name, _| number(name).is_none_or(|number| present.contains(&number)));
 }
 
 /// Drops what means nothing beside the other options, and refuses it if the command line asked for it.

@@ -152,8 +152,8 @@ fn what_cannot_be_honoured_is_named_wherever_it_stands() {
         "[031]: configuration file contains invalid option 'foo'"
     );
     assert_eq!(
-        refused(&backup, &[], "[global]\nrepo2-path=/a"),
-        "[031]: option 'repo2-path': several repositories are not supported yet"
+        refused(&backup, &[], "[global]\nrepo9-path=/a"),
+        "[031]: option 'repo9-path': more than 8 repositories are not supported yet"
     );
     assert_eq!(
         refused(&backup, &[], "[demo]\npg9-path=/a"),
@@ -274,4 +274,26 @@ fn what_the_log_shows_is_what_was_given() {
     let settings = settle_all("backup --stanza=demo --no-online --type=full", &[], FILE).unwrap();
     let shown = settings.arguments(|_, setting| setting.origin == Origin::CommandLine);
     assert_eq!(shown, ["--no-online", "--stanza=demo", "--type=full"]);
+}
+
+#[test]
+fn further_repositories_have_the_options_of_the_first_and_are_there_if_anything_is_said_of_them() {
+    let present = |file: &str| {
+        let words = "backup --stanza=demo --pg1-path=/pg";
+        let settings = settle_all(words, &[], file).unwrap();
+        let present = |n: &u32| settings.text(&format!("repo{n}-path")).is_some();
+        (1..=8).filter(present).collect::<Vec<u32>>()
+    };
+    assert_eq!(present(""), [1]);
+    assert_eq!(present("[global]\nrepo2-path=/a"), [2]);
+    let bucket = "[global]\nrepo1-path=/a\nrepo3-type=s3\nrepo3-s3-bucket=b";
+    assert_eq!(present(bucket), [1, 3]);
+    let words = "backup --stanza=demo --pg1-path=/pg";
+    assert_eq!(
+        refused(words, &[], "[global]\nrepo3-type=s3"),
+        "[037]: backup command requires option: repo3-s3-bucket"
+    );
+    let two = "[global]\nrepo1-path=/a\nrepo2-path=/b";
+    let settings = settle_all(words, &[], two).unwrap();
+    assert_eq!(settings.text("repo2-s3-region"), None);
 }

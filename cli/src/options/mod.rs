@@ -5,13 +5,15 @@
 //! by itself; `arguments.rs` and `config.rs` do.
 
 mod begin;
-mod clusters;
+mod numbered;
 mod table;
 
-pub(crate) use clusters::LAST_CLUSTER;
+use std::sync::LazyLock;
+
+pub(crate) use numbered::{LAST_CLUSTER, LAST_REPOSITORY};
 
 /// All options.
-pub(crate) const OPTIONS: &[OptionRow] = &clusters::all();
+pub(crate) static OPTIONS: LazyLock<Vec<OptionRow>> = LazyLock::new(numbered::all);
 
 /// A command of the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -324,7 +326,7 @@ mod tests {
 
     #[test]
     fn rows_of_one_name_agree_in_what_the_command_line_must_know() {
-        for row in OPTIONS {
+        for row in OPTIONS.iter() {
             for other in OPTIONS.iter().filter(|other| other.name == row.name) {
                 assert_eq!(row.kind.is_flag(), other.kind.is_flag(), "{}", row.name);
                 assert_eq!(
@@ -337,7 +339,7 @@ mod tests {
 
     #[test]
     fn a_numbered_option_carries_its_number_in_its_name() {
-        for row in OPTIONS {
+        for row in OPTIONS.iter() {
             assert_eq!(
                 numbered(row.name).is_some(),
                 row.group.prefix().is_some(),
@@ -351,7 +353,7 @@ mod tests {
 
     #[test]
     fn what_an_option_needs_is_an_option_of_the_same_commands() {
-        for row in OPTIONS {
+        for row in OPTIONS.iter() {
             if let Some((needed, _)) = row.needs {
                 assert!(
                     row.commands

@@ -390,6 +390,13 @@ pub(super) const ROWS: &[OptionRow] = &[
     ),
     OptionRow::new("protocol-timeout", Text, ALL, "no effect here").effect(Nothing),
     OptionRow::new(
+        "repo",
+        Number(1, 256),
+        &[ArchiveGet, Backup, Check, Info, Restore, StanzaDelete],
+        "number of the repository to work on; unset: all, or the first that will do",
+    )
+    .place(CommandLine),
+    OptionRow::new(
         "spool-path",
         Path,
         &[ArchivePush, Check, Restore],

@@ -161,7 +161,11 @@ impl<'a> Source<'a> {
         let repository = place.repository()?;
         let epoch = epoch_of(&repository, &options.stanza, self.control, &options.pgdata)
             .map_err(as_archiving)?;
-        let pushed = self.put(storage.as_ref(), &epoch.name())?;
+        let pushed = self.put(repository.storage.as_ref(), &epoch.name())?;
+        if !repository.config.capabilities.put_if_absent {
+            // With a remembered epoch nobody would look, before the put, whether the file is there.
+            return Ok(pushed);
+        }
         let found = Remembered {
             repository: repository.id,
             epoch,

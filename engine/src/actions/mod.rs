@@ -64,7 +64,7 @@ pub use reindex::{
     IndexOptions, IndexRebuilt, IndexVerified, index_segments, open_index, rebuild_index,
     verify_index,
 };
-pub use restore::{RestoreOptions, RestoreSummary, restore};
+pub use restore::{RestoreOptions, RestoreSummary, can_restore, restore};
 pub use roles::{Candidate, CopyFrom, Member, Roles, find_roles};
 pub use several::RepositoryFailure;
 pub use standby::{Standby, StandbyError};

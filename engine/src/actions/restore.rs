@@ -23,7 +23,7 @@ use crate::actions::unfold::Unfolder;
 use crate::actions::wal_path::TimelineGoal;
 use crate::cluster::control_file;
 use crate::cluster::recovery::{self, Recovery, RecoveryType};
-use crate::monitor::{Counter, Monitor, Problem, Stage, Tally};
+use crate::monitor::{Counter, Monitor, NoMonitor, Problem, Stage, Tally};
 use crate::repository::Repository;
 use crate::repository::run::Role;
 use crate::repository::snapshot::Manifest;
@@ -146,6 +146,15 @@ pub fn restore(
             .run()
         },
     )
+}
+
+/// Whether a repository has a backup that can be restored so, as far as that can be told without reading its files.
+pub fn can_restore(repository: &Repository, options: &RestoreOptions) -> Result<()> {
+    match epochs_of(repository, &options.stanza) {
+        Err(Error::Repository(damage)) if damage.is_damage() => {}
+        epochs => drop(epochs?),
+    }
+    choose(repository, options, &NoMonitor).map(drop)
 }
 
 struct Restore<'a> {

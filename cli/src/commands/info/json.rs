@@ -14,21 +14,30 @@ pub(super) fn render(views: &[View]) -> Value {
 }
 
 fn stanza(view: &View) -> Value {
-    let epochs = view.stanza.iter().flat_map(|stanza| &stanza.epochs);
-    let status = json!({"code": view.status.code(), "message": view.status.repository_message()});
-    let backups = view.stanza.iter().flat_map(|stanza| {
-        stanza
-            .backups
-            .iter()
-            .map(|manifest| backup(stanza, manifest, view.details))
-    });
+    let (mut archives, mut databases, mut backups, mut repositories) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for copy in &view.repositories {
+        let key = copy.number;
+        let status =
+            json!({"code": copy.status.code(), "message": copy.status.repository_message()});
+        repositories.push(json!({"cipher": "none", "key": key, "status": status}));
+        let Some(stanza) = &copy.stanza else { continue };
+        archives.extend(stanza.epochs.iter().map(|epoch| archive(epoch, key)));
+        databases.extend(stanza.epochs.iter().map(|epoch| database(epoch, key)));
+        let of_copy = stanza.backups.iter().map(|manifest| {
+            let told = backup(stanza, manifest, key, view.details);
+            (manifest.stop_ms, told)
+        });
+        backups.extend(of_copy);
+    }
+    backups.sort_by_key(|(stop_ms, _)| *stop_ms);
     json!({
-        "archive": epochs.clone().map(archive).collect::<Vec<_>>(),
-        "backup": backups.collect::<Vec<_>>(),
+        "archive": archives,
+        "backup": backups.into_iter().map(|(_, backup)| backup).collect::<Vec<_>>(),
         "cipher": "none",
-        "db": epochs.map(database).collect::<Vec<_>>(),
+        "db": databases,
         "name": view.name,
-        "repo": [{"cipher": "none", "key": 1, "status": status}],
+        "repo": repositories,
         "status": {
             "code": view.status.code(),
             "lock": {"backup": {"held": view.backup_runs}, "restore": {"held": view.restore_runs}},
@@ -37,9 +46,9 @@ fn stanza(view: &View) -> Value {
     })
 }
 
-fn archive(epoch: &EpochInfo) -> Value {
+fn archive(epoch: &EpochInfo, key: u32) -> Value {
     json!({
-        "database": {"id": epoch.id, "repo-key": 1},
+        "database": {"id": epoch.id, "repo-key": key},
         "id": epoch.name,
         "max": epoch.wal_max,
         "min": epoch.wal_min,
@@ -62,16 +71,16 @@ fn timeline(window: &TimelineWindow) -> Value {
     })
 }
 
-fn database(epoch: &EpochInfo) -> Value {
+fn database(epoch: &EpochInfo, key: u32) -> Value {
     json!({
         "id": epoch.id,
-        "repo-key": 1,
+        "repo-key": key,
         "system-id": epoch.system_id,
         "version": epoch.version.to_string(),
     })
 }
 
-fn backup(stanza: &StanzaInfo, manifest: &Manifest, details: bool) -> Value {
+fn backup(stanza: &StanzaInfo, manifest: &Manifest, key: u32, details: bool) -> Value {
     let sums = &manifest.sums;
     let lsn = |lsn: String| {
         if manifest.online {
@@ -83,7 +92,7 @@ fn backup(stanza: &StanzaInfo, manifest: &Manifest, details: bool) -> Value {
     let mut backup = json!({
         "archive": {"start": manifest.wal_start, "stop": manifest.wal_stop},
         "backrest": {"format": FORMAT, "version": manifest.tool_version},
-        "database": {"id": database_id(stanza, manifest), "repo-key": 1},
+        "database": {"id": database_id(stanza, manifest), "repo-key": key},
         "error": sums.bad_pages > 0,
         "info": {
             "delta": sums.read_bytes,

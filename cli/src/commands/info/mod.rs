@@ -1,4 +1,4 @@
-//! `info`: the backups and the WAL of one stanza or of all, for people and as pgBackRest's JSON.
+//! `info`: the backups and the WAL of one stanza or of all, in one repository or several, for people and as pgBackRest's JSON.
 //!
 //! Promises: the JSON has pgBackRest's keys, alone on standard output and without a newline. A stanza that is not there,
 //! or a repository that cannot be read, is an answer with a status of its own, not a failure.
@@ -6,10 +6,12 @@
 mod json;
 mod text;
 
-use pgcairn_engine::actions::{self, StanzaInfo};
+use std::collections::BTreeSet;
+
+use pgcairn_engine::actions::{self, RepositoryPlace, StanzaInfo};
 use pgcairn_engine::repository::snapshot::Manifest;
 
-use super::open_repository;
+use super::repositories;
 use crate::error::Error;
 use crate::settings::Settings;
 use crate::{lock, report};
@@ -17,15 +19,25 @@ use crate::{lock, report};
 /// What is known of one stanza.
 struct View {
     name: String,
+    /// What all repositories say, or that they differ.
     status: Status,
-    /// None if the stanza is missing or could not be read.
-    stanza: Option<StanzaInfo>,
+    /// What each of them says; never none.
+    repositories: Vec<InRepository>,
     /// A backup of it runs on this host.
     backup_runs: bool,
     /// A restore of it runs on this host.
     restore_runs: bool,
     /// Its backups are shown with all their details.
     details: bool,
+}
+
+/// A stanza in one repository.
+struct InRepository {
+    /// The repository's number.
+    number: u32,
+    status: Status,
+    /// None if the stanza is missing or could not be read.
+    stanza: Option<StanzaInfo>,
 }
 
 /// pgBackRest's status of a stanza.
@@ -35,6 +47,7 @@ enum Status {
     MissingStanza,
     NoBackups,
     BackupNotFound,
+    Mixed,
     Other(String),
 }
 
@@ -44,6 +57,7 @@ impl Status {
             Status::Ok => 0,
             Status::MissingStanza => 1,
             Status::NoBackups => 2,
+            Status::Mixed => 4,
             Status::BackupNotFound => 6,
             Status::Other(_) => 99,
         }
@@ -54,6 +68,7 @@ impl Status {
             Status::Ok => "ok",
             Status::MissingStanza => "missing stanza path",
             Status::NoBackups => "no valid backups",
+            Status::Mixed => "different across repos",
             Status::BackupNotFound => "requested backup not found",
             Status::Other(_) => "other",
         }
@@ -68,19 +83,20 @@ impl Status {
     }
 }
 
+/// What one repository answers: its stanzas, or why it cannot be read.
+type Answer = (u32, Result<Vec<StanzaInfo>, Status>);
+
 pub(super) fn run(settings: &Settings) -> Result<u8, Error> {
     let name = settings.text("stanza");
-    let views = match open_repository(settings)
-        .and_then(|repository| Ok(actions::info(&repository, name)?))
-    {
-        Ok(stanzas) => views(settings, stanzas),
-        // Which stanzas a repository has that cannot be read, nobody knows; pgBackRest then shows one of this name.
-        Err(error @ Error::Engine(_)) => {
-            let status = Status::Other(report::failure_line(&error));
-            vec![view(settings, name.unwrap_or("[invalid]"), status, None)]
-        }
-        Err(error) => return Err(error),
+    let ask = |place: RepositoryPlace| -> Answer {
+        let read = place
+            .repository()
+            .and_then(|repository| actions::info(&repository, name));
+        let unreadable = |error| Status::Other(report::failure_line(&Error::Engine(error)));
+        (place.number, read.map_err(unreadable))
     };
+    let places = repositories::places(settings)?;
+    let views = views(settings, places.into_iter().map(ask).collect());
     match settings.text("output") {
         Some("json") => report::to_stdout(&json::render(&views).to_string())?,
         _ => report::to_stdout(&text::render(&views))?,
@@ -88,32 +104,71 @@ pub(super) fn run(settings: &Settings) -> Result<u8, Error> {
     Ok(0)
 }
 
-fn views(settings: &Settings, stanzas: Vec<StanzaInfo>) -> Vec<View> {
-    if let (true, Some(name)) = (stanzas.is_empty(), settings.text("stanza")) {
-        return vec![view(settings, name, Status::MissingStanza, None)];
+fn views(settings: &Settings, mut answers: Vec<Answer>) -> Vec<View> {
+    let mut names: BTreeSet<String> = settings
+        .text("stanza")
+        .map(str::to_owned)
+        .into_iter()
+        .collect();
+    let read = answers
+        .iter()
+        .filter_map(|(_, answer)| answer.as_ref().ok());
+    names.extend(read.flatten().map(|stanza| stanza.name.clone()));
+    if names.is_empty() && answers.iter().any(|(_, answer)| answer.is_err()) {
+        // Which stanzas a repository has that cannot be read, nobody knows; pgBackRest then shows one of this name.
+        names.insert("[invalid]".to_owned());
     }
-    let set = settings.text("set");
-    let shown = stanzas.into_iter().map(|mut stanza| {
-        let mut status = if !stanza.unreadable.is_empty() {
-            Status::Other(unreadable(&stanza))
-        } else if stanza.backups.is_empty() {
-            Status::NoBackups
-        } else {
-            Status::Ok
+    let of_name = |name: String| {
+        let copies = answers.iter_mut().map(|(number, answer)| {
+            let found = answer.as_mut().map(|stanzas| {
+                let at = stanzas.iter().position(|stanza| stanza.name == name)?;
+                Some(stanzas.swap_remove(at))
+            });
+            match found {
+                Ok(stanza) => copy(*number, settings.text("set"), stanza),
+                Err(status) => InRepository {
+                    number: *number,
+                    status: status.clone(),
+                    stanza: None,
+                },
+            }
+        });
+        let copies: Vec<InRepository> = copies.collect();
+        view(settings, name, copies)
+    };
+    names.into_iter().map(of_name).collect()
+}
+
+/// What a repository says of a stanza, of which only the backup `set` may be asked for.
+fn copy(number: u32, set: Option<&str>, stanza: Option<StanzaInfo>) -> InRepository {
+    let Some(mut stanza) = stanza else {
+        return InRepository {
+            number,
+            status: Status::MissingStanza,
+            stanza: None,
         };
-        if let Some(set) = set {
-            stanza.backups.retain(|backup| backup.label == set);
-            stanza.unreadable.retain(|backup| backup.label == set);
-            status = match (stanza.backups.is_empty(), stanza.unreadable.is_empty()) {
-                (false, _) => Status::Ok,
-                (true, false) => Status::Other(unreadable(&stanza)),
-                (true, true) => Status::BackupNotFound,
-            };
-        }
-        let name = stanza.name.clone();
-        view(settings, &name, status, Some(stanza))
-    });
-    shown.collect()
+    };
+    let mut status = if !stanza.unreadable.is_empty() {
+        Status::Other(unreadable(&stanza))
+    } else if stanza.backups.is_empty() {
+        Status::NoBackups
+    } else {
+        Status::Ok
+    };
+    if let Some(set) = set {
+        stanza.backups.retain(|backup| backup.label == set);
+        stanza.unreadable.retain(|backup| backup.label == set);
+        status = match (stanza.backups.is_empty(), stanza.unreadable.is_empty()) {
+            (false, _) => Status::Ok,
+            (true, false) => Status::Other(unreadable(&stanza)),
+            (true, true) => Status::BackupNotFound,
+        };
+    }
+    InRepository {
+        number,
+        status,
+        stanza: Some(stanza),
+    }
 }
 
 /// The backups of which nothing but the label is known, one a line.
@@ -127,15 +182,22 @@ fn unreadable(stanza: &StanzaInfo) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-fn view(settings: &Settings, name: &str, status: Status, stanza: Option<StanzaInfo>) -> View {
+fn view(settings: &Settings, name: String, repositories: Vec<InRepository>) -> View {
     let locks = settings.path("lock-path");
+    let mut statuses = repositories.iter().map(|copy| &copy.status);
+    let first = statuses.next().cloned().unwrap_or(Status::MissingStanza);
+    let status = if statuses.all(|status| status.code() == first.code()) {
+        first
+    } else {
+        Status::Mixed
+    };
     View {
-        name: name.to_owned(),
-        status,
-        stanza,
-        backup_runs: lock::is_held(&locks, name, "backup"),
-        restore_runs: lock::is_held(&locks, name, "restore"),
+        backup_runs: lock::is_held(&locks, &name, "backup"),
+        restore_runs: lock::is_held(&locks, &name, "restore"),
         details: settings.text("set").is_some(),
+        name,
+        status,
+        repositories,
     }
 }
 

@@ -80,8 +80,12 @@ fn epoch(n: u32, wal: bool) -> EpochInfo {
 fn view(status: Status, stanza: Option<StanzaInfo>, details: bool) -> View {
     View {
         name: "demo".to_owned(),
+        repositories: vec![InRepository {
+            number: 1,
+            status: status.clone(),
+            stanza,
+        }],
         status,
-        stanza,
         backup_runs: false,
         restore_runs: false,
         details,
@@ -264,4 +268,39 @@ fn a_fresh_stanza_has_no_valid_backups() {
          min/max (15): none present\n"
     );
     assert_eq!(json::render(&views)[0]["status"]["code"], 2);
+}
+
+#[test]
+fn several_repositories_are_told_apart() {
+    let in_repository = |number, status, stanza| InRepository {
+        number,
+        status,
+        stanza,
+    };
+    let stanza = || {
+        let backup = manifest("20261124-212959F", BackupType::Full, 1);
+        Some(demo(vec![epoch(1, true)], vec![backup]))
+    };
+    let mixed = View {
+        status: Status::Mixed,
+        repositories: vec![
+            in_repository(1, Status::Other("repo1 is away".to_owned()), None),
+            in_repository(3, Status::Ok, stanza()),
+        ],
+        ..view(Status::Ok, None, false)
+    };
+    let text = text::render(std::slice::from_ref(&mixed));
+    let head = "stanza: demo\n    status: mixed\n        repo1: error (other)\n            repo1 is away\n        \
+                repo3: ok\n    cipher: none\n\n    db (current) on repo3\n";
+    assert!(text.starts_with(head), "{text}");
+    assert!(
+        text.contains("            repo3: backup set size"),
+        "{text}"
+    );
+    let told = json::render(&[mixed]);
+    assert_eq!(told[0]["status"]["code"], 4);
+    assert_eq!(told[0]["repo"][0]["status"]["code"], 99);
+    assert_eq!(told[0]["repo"][1]["key"], 3);
+    assert_eq!(told[0]["backup"][0]["database"]["repo-key"], 3);
+    assert_eq!(told[0]["archive"][0]["database"]["repo-key"], 3);
 }

@@ -34,49 +34,61 @@ fn stanza(text: &mut String, view: &View) -> fmt::Result {
     writeln!(text, "stanza: {}", view.name)?;
     match &view.status {
         Status::Ok => writeln!(text, "    status: ok{runs}")?,
+        Status::Mixed => writeln!(text, "    status: mixed{runs}")?,
         status => writeln!(text, "    status: error ({}){runs}", status.message())?,
     }
-    if let Status::Other(message) = &view.status {
-        writeln!(
-            text,
-            "            {}",
-            message.replace('\n', "\n            ")
-        )?;
-    }
-    let Some(info) = &view.stanza else {
-        return Ok(());
-    };
-    if info.undecided > 0 && !view.backup_runs {
-        writeln!(
-            text,
-            "    backups without an outcome (running on another host, or crashed): {}",
-            info.undecided
-        )?;
-    }
-    writeln!(text, "    cipher: none")?;
-    for (n, epoch) in info.epochs.iter().rev().enumerate() {
-        let backups: Vec<_> = info
-            .backups
-            .iter()
-            .filter(|backup| backup.epoch == epoch.n)
-            .collect();
-        if n > 0 && backups.is_empty() && epoch.wal_min.is_none() {
-            continue;
+    let alone = view.repositories.len() == 1;
+    for copy in &view.repositories {
+        if view.status == Status::Mixed {
+            let told = match &copy.status {
+                Status::Ok => "ok".to_owned(),
+                status => format!("error ({})", status.message()),
+            };
+            writeln!(text, "        repo{}: {told}", copy.number)?;
         }
-        epoch_text(text, epoch, n == 0)?;
-        backups
-            .into_iter()
-            .try_for_each(|manifest| backup(text, manifest, view.details))?;
+        if let Status::Other(message) = &copy.status {
+            let message = message.replace('\n', "\n            ");
+            writeln!(text, "            {message}")?;
+        }
+        let undecided = copy.stanza.as_ref().map_or(0, |stanza| stanza.undecided);
+        if undecided > 0 && !view.backup_runs {
+            writeln!(
+                text,
+                "    backups without an outcome (running on another host, or crashed): {undecided}"
+            )?;
+        }
+    }
+    if view.repositories.iter().any(|copy| copy.stanza.is_some()) {
+        writeln!(text, "    cipher: none")?;
+    }
+    let copies = view.repositories.iter();
+    for (copy, info) in copies.filter_map(|copy| Some((copy, copy.stanza.as_ref()?))) {
+        let place = if alone {
+            String::new()
+        } else {
+            format!(" on repo{}", copy.number)
+        };
+        for (n, epoch) in info.epochs.iter().rev().enumerate() {
+            let backups: Vec<_> = info
+                .backups
+                .iter()
+                .filter(|backup| backup.epoch == epoch.n)
+                .collect();
+            if n > 0 && backups.is_empty() && epoch.wal_min.is_none() {
+                continue;
+            }
+            let age = if n == 0 { "current" } else { "prior" };
+            writeln!(text, "\n    db ({age}){place}")?;
+            epoch_text(text, epoch)?;
+            backups
+                .into_iter()
+                .try_for_each(|manifest| backup(text, manifest, copy.number, view.details))?;
+        }
     }
     Ok(())
 }
 
-fn epoch_text(text: &mut String, epoch: &EpochInfo, current: bool) -> fmt::Result {
-    writeln!(
-        text,
-        "\n    db ({})",
-        if current { "current" } else { "prior" }
-    )?;
+fn epoch_text(text: &mut String, epoch: &EpochInfo) -> fmt::Result {
     let range = match (&epoch.wal_min, &epoch.wal_max) {
         (Some(min), Some(max)) => format!("{min}/{max}"),
         _ => "none present".to_owned(),
@@ -109,7 +121,7 @@ fn epoch_text(text: &mut String, epoch: &EpochInfo, current: bool) -> fmt::Resul
     Ok(())
 }
 
-fn backup(text: &mut String, manifest: &Manifest, details: bool) -> fmt::Result {
+fn backup(text: &mut String, manifest: &Manifest, number: u32, details: bool) -> fmt::Result {
     let sums = &manifest.sums;
     writeln!(
         text,
@@ -140,7 +152,7 @@ fn backup(text: &mut String, manifest: &Manifest, details: bool) -> fmt::Result 
     let (set, new) = (bytes(sums.tree_stored_bytes), bytes(sums.stored_bytes));
     writeln!(
         text,
-        "            repo1: backup set size: {set}, backup size: {new}"
+        "            repo{number}: backup set size: {set}, backup size: {new}"
     )?;
     if details {
         lists(text, manifest)?;
