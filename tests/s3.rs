@@ -8,8 +8,9 @@ use std::net::TcpListener;
 use std::thread;
 use std::time::Duration;
 
-use pgcairn_engine::storage::patience::Patience;
-use pgcairn_engine::storage::s3::{S3Key, S3Options, S3Storage};
+use pgcairn_engine::storage::s3::{
+    Credential, CustomerKey, ObjectOptions, Patience, S3Key, S3Options, S3Storage,
+};
 use pgcairn_engine::storage::{Error, ErrorKind, Key, Storage};
 use pgcairn_tests::fault_proxy::{Fault, FaultProxy};
 use pgcairn_tests::s3_server::{S3Server, SECRET};
@@ -130,6 +131,15 @@ fn each_call_is_one_request() {
     assert_eq!(place.requests(), "PUT 1");
     storage.delete(&key("a/b")).expect("delete");
     assert_eq!(place.requests(), "DELETE 1");
+    for name in ["c/1", "c/2", "c/3"] {
+        storage.put(&key(name), b"body").expect("put");
+    }
+    place.requests();
+    let together = ["c/1", "c/2", "c/3", "c/none"].map(key);
+    storage.delete_all(&together).expect("delete");
+    assert_eq!(place.requests(), "POST 1");
+    assert_eq!(storage.list("c/", None, 10).expect("list"), []);
+    place.requests();
     storage.list("a//", None, 10).expect("list");
     assert_eq!(place.requests(), "");
 }
@@ -345,7 +355,7 @@ fn a_wrong_key_is_denied_and_never_shown() {
         ),
     ] {
         let options = S3Options {
-            key: Some(S3Key {
+            credential: Credential::Key(S3Key {
                 id: id.to_owned(),
                 secret: secret.to_owned(),
                 token: None,
@@ -431,4 +441,62 @@ fn what_lies_beside_the_repository_is_not_listed() {
     let listed = server.storage().list("", None, 10).expect("list");
     let names: Vec<&str> = listed.iter().map(|object| object.key.as_str()).collect();
     assert_eq!(names, ["a", "b"]);
+}
+
+#[test]
+fn each_object_is_given_what_was_asked_for() {
+    let server = S3Server::start();
+    let proxy = FaultProxy::start(server.address);
+    let customer = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+    let storage = open(&S3Options {
+        objects: ObjectOptions {
+            kms_key_id: Some("kms".to_owned()),
+            customer_key: CustomerKey::new(customer),
+            requester_pays: true,
+            class: Some(("data/".to_owned(), "STANDARD_IA".to_owned())),
+            tagging: Some("team=db".to_owned()),
+        },
+        ..S3Server::options(proxy.address)
+    });
+    let has = |method, header: &str| proxy.last_head(method).contains(header);
+    // This server knows no storage class but the standard one.
+    let refused = storage.put(&key("data/a"), b"body").expect_err("refused");
+    assert!(
+        told(&refused).contains("InvalidStorageClass"),
+        "{}",
+        told(&refused)
+    );
+    assert!(has("PUT", "x-amz-storage-class: standard_ia"));
+    storage.put(&key("meta/a"), b"body").expect("put");
+    for header in [
+        "if-none-match: *",
+        "x-amz-server-side-encryption: aws:kms",
+        "x-amz-server-side-encryption-aws-kms-key-id: kms",
+        "x-amz-server-side-encryption-customer-key-md5: ",
+        "x-amz-request-payer: requester",
+        "x-amz-tagging: team=db",
+    ] {
+        assert!(has("PUT", header), "{header}");
+    }
+    assert!(!has("PUT", "x-amz-storage-class"));
+    storage.get(&key("meta/a")).expect("get");
+    for header in [
+        "x-amz-server-side-encryption-customer-key: ",
+        "x-amz-request-payer: requester",
+    ] {
+        assert!(has("GET", header), "{header}");
+    }
+    storage.list("", None, 1).expect("list");
+    assert!(has("GET", "x-amz-request-payer: requester"));
+}
+
+#[test]
+fn an_object_that_cannot_be_deleted_with_others_is_named() {
+    let place = Place::new();
+    place.proxy.order("POST", Fault::Refused(403, ""));
+    let error = place
+        .storage
+        .delete_all(&[key("a"), key("b")])
+        .expect_err("it is forbidden");
+    assert_eq!(error.kind, ErrorKind::Denied, "{}", told(&error));
 }

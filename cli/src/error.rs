@@ -56,6 +56,8 @@ pub(crate) enum Error {
     TooMany { name: String, limit: &'static str },
     #[error("option '{name}' key must be between 1 and 256")]
     OptionKey { name: String },
+    #[error("the value of '{name}' is no key of 32 bytes in base64")]
+    CustomerKey { name: String },
     #[error("key '{number}' is not valid for 'repo' option: no repo{number}-… option is set")]
     RepositoryUnknown { number: i64 },
     #[error("{} command requires option: {name}", command.name())]
@@ -177,6 +179,7 @@ impl Error {
             | Error::ValueInvalid { .. }
             | Error::ValueNotAllowed { .. }
             | Error::RepositoryUnknown { .. }
+            | Error::CustomerKey { .. }
             | Error::ValueRange { .. }
             | Error::PathNotAbsolute { .. }
             | Error::EnvironmentText { .. }

@@ -92,6 +92,7 @@ pub struct Passed {
 struct State {
     faults: Mutex<VecDeque<(&'static str, Fault)>>,
     passed: Mutex<(Passed, u64)>,
+    heads: Mutex<BTreeMap<String, String>>,
     latency: Mutex<Duration>,
     ended: AtomicBool,
 }
@@ -156,6 +157,14 @@ impl FaultProxy {
     /// Lets every request wait before it is passed on.
     pub fn delay(&self, latency: Duration) {
         *lock(&self.state.latency) = latency;
+    }
+
+    /// The head of the last request of this method: its first line and its headers, in lower case.
+    pub fn last_head(&self, method: &str) -> String {
+        lock(&self.state.heads)
+            .get(method)
+            .cloned()
+            .unwrap_or_default()
     }
 
     /// What passed since the last call.
@@ -274,6 +283,7 @@ fn serve(client: &TcpStream, server: SocketAddr, state: &State) -> io::Result<()
             at.and_then(|at| faults.remove(at)).map(|(_, fault)| fault)
         };
         begin(state, &method);
+        lock(&state.heads).insert(method.clone(), request.text.to_ascii_lowercase());
         let latency = *lock(&state.latency);
         if !latency.is_zero() {
             thread::sleep(latency);

@@ -27,8 +27,9 @@ use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
-use pgcairn_engine::storage::patience::Patience;
-use pgcairn_engine::storage::s3::{S3Key, S3Options, S3Storage};
+use pgcairn_engine::storage::s3::{
+    Credential, ObjectOptions, Patience, S3Key, S3Options, S3Storage,
+};
 
 /// The bucket that each server has.
 pub const BUCKET: &str = "cairns";
@@ -108,12 +109,13 @@ impl S3Server {
             endpoint: Some(format!("http://{at}")),
             region: Some("us-east-1".to_owned()),
             path_style: true,
-            key: Some(S3Key {
+            credential: Credential::Key(S3Key {
                 id: KEY.to_owned(),
                 secret: SECRET.to_owned(),
                 token: None,
             }),
-            ca_file: None,
+            ca: None,
+            objects: ObjectOptions::default(),
             patience: Patience::default(),
         }
     }

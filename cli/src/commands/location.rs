@@ -6,8 +6,10 @@
 use std::path::PathBuf;
 
 use pgcairn_engine::actions::StorageLocation;
-use pgcairn_engine::storage::patience::Patience;
-use pgcairn_engine::storage::s3::{S3Key, S3Options};
+use pgcairn_engine::repository::layout::{self, PackClass};
+use pgcairn_engine::storage::s3::{
+    Credential, CustomerKey, ObjectOptions, Patience, S3Key, S3Options,
+};
 
 use crate::error::Error;
 use crate::settings::Settings;
@@ -43,32 +45,75 @@ pub(super) fn location(settings: &Settings, number: u32) -> Result<StorageLocati
         endpoint: endpoint(&of),
         region: owned("s3-region"),
         path_style: of.text("s3-uri-style") == Some("path"),
-        key: key(&of)?,
-        ca_file: of.text("storage-ca-file").map(Into::into),
+        credential: credential(&of)?,
+        ca: ["storage-ca-file", "storage-ca-path"]
+            .into_iter()
+            .find_map(|name| of.text(name))
+            .map(Into::into),
+        objects: objects(&of)?,
         patience: Patience::default(),
     })))
 }
 
 /// The key that stands in the options; with another key type, and without one, AWS's usual places are asked.
-fn key(of: &Numbered<'_>) -> Result<Option<S3Key>, Error> {
+fn credential(of: &Numbered<'_>) -> Result<Credential, Error> {
     let text = |name| of.text(name).map(str::to_owned);
-    if of.text("s3-key-type") != Some("shared") {
-        return Ok(None);
+    match (of.text("s3-key-type"), text("s3-role")) {
+        (Some("shared"), _) => {}
+        (Some("auto"), Some(role)) => return Ok(Credential::Role(role)),
+        _ => return Ok(Credential::Chain),
     }
     let missing = |name| Error::OptionMissing {
         name: of.name(name),
         command: of.settings.command,
     };
     match (text("s3-key"), text("s3-key-secret")) {
-        (None, None) if text("s3-token").is_none() => Ok(None),
+        (None, None) if text("s3-token").is_none() => Ok(Credential::Chain),
         (None, _) => Err(missing("s3-key")),
         (_, None) => Err(missing("s3-key-secret")),
-        (Some(id), Some(secret)) => Ok(Some(S3Key {
+        (Some(id), Some(secret)) => Ok(Credential::Key(S3Key {
             id,
             secret,
             token: text("s3-token"),
         })),
     }
+}
+
+/// What each object is given.
+fn objects(of: &Numbered<'_>) -> Result<ObjectOptions, Error> {
+    let customer_key = of.text("s3-sse-customer-key").map(|text| {
+        CustomerKey::new(text).ok_or_else(|| Error::CustomerKey {
+            name: of.name("s3-sse-customer-key"),
+        })
+    });
+    let tags = of.settings.pairs(&of.name("storage-tag"));
+    let tags: Vec<String> = tags
+        .iter()
+        .map(|(key, value)| format!("{}={}", encoded(key), encoded(value)))
+        .collect();
+    Ok(ObjectOptions {
+        kms_key_id: of.text("s3-kms-key-id").map(str::to_owned),
+        customer_key: customer_key.transpose()?,
+        requester_pays: of.settings.flag(&of.name("s3-requester-pays")),
+        class: of.text("s3-storage-class").map(|class| {
+            (
+                layout::pack_prefix(PackClass::Data).to_owned(),
+                class.to_owned(),
+            )
+        }),
+        tagging: (!tags.is_empty()).then(|| tags.join("&")),
+    })
+}
+
+/// A text as it stands in a query (RFC 3986: all but the unreserved characters encoded).
+fn encoded(text: &str) -> String {
+    let encode = |byte: u8| match byte {
+        b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+            char::from(byte).to_string()
+        }
+        _ => format!("%{byte:02X}"),
+    };
+    text.bytes().map(encode).collect()
 }
 
 /// The server's URL: the endpoint, its host and port replaced where that is asked for.
@@ -162,6 +207,50 @@ mod tests {
             unreachable!("repo1-type is s3");
         };
         assert_eq!(options.prefix, "cairns/main");
-        assert!(options.path_style && options.key.is_some());
+        assert!(options.path_style && matches!(options.credential, Credential::Key(_)));
+    }
+
+    fn bucket(options: &str, file: &str) -> Result<S3Options, Error> {
+        match location(&settled(options, file), 1)? {
+            StorageLocation::S3(options) => Ok(*options),
+            StorageLocation::Directory(_) => unreachable!("repo1-type is s3"),
+        }
+    }
+
+    #[test]
+    fn other_key_types_ask_where_aws_tools_do_and_a_role_asks_the_instance() {
+        let key = "[global]\nrepo1-s3-key=AKID\nrepo1-s3-key-secret=S\n";
+        let credential = |options: &str| bucket(options, key).unwrap().credential;
+        for kind in ["auto", "web-id", "pod-id", "process"] {
+            let options = format!("--repo1-s3-key-type={kind}");
+            assert_eq!(credential(&options), Credential::Chain);
+        }
+        assert_eq!(
+            credential("--repo1-s3-key-type=auto --repo1-s3-role=backup"),
+            Credential::Role("backup".to_owned())
+        );
+    }
+
+    #[test]
+    fn objects_get_what_was_asked_for_and_an_unfit_key_is_not_repeated() {
+        let asked = "--repo1-s3-requester-pays --repo1-s3-storage-class=GLACIER_IR --repo1-storage-tag=team=a/b \
+                     --repo1-storage-tag=x=1";
+        let objects = bucket(asked, "[global]\nrepo1-s3-kms-key-id=k\n")
+            .unwrap()
+            .objects;
+        assert_eq!(objects.kms_key_id.as_deref(), Some("k"));
+        assert!(objects.requester_pays);
+        assert_eq!(
+            objects.class,
+            Some(("data/".to_owned(), "GLACIER_IR".to_owned()))
+        );
+        assert_eq!(objects.tagging.as_deref(), Some("team=a%2Fb&x=1"));
+        let unfit = bucket("", "[global]\nrepo1-s3-sse-customer-key=topsecret\n")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            unfit.contains("repo1-s3-sse-customer-key") && !unfit.contains("topsecret"),
+            "{unfit}"
+        );
     }
 }

@@ -505,20 +505,33 @@ pub(super) const ROWS: &[OptionRow] = &[
     s3(
         "repo1-s3-key-type",
         Choice(&["shared", "auto", "web-id", "pod-id", "process"]),
-        "S3 repository key type; all but shared: where AWS tools find it",
+        "S3 repository key type; all but shared, and shared without a key: where AWS tools find it",
     )
     .default("shared"),
-    s3("repo1-s3-kms-key-id", Text, "S3 repository KMS key")
-        .secret()
-        .effect(Unsupported),
+    s3("repo1-s3-kms-key-id", Text, "S3 repository KMS key").secret(),
     s3("repo1-s3-region", Text, "S3 repository region"),
-    s3("repo1-s3-requester-pays", Flag, "requester pays")
-        .default("n")
-        .effect(Unsupported),
-    s3("repo1-s3-role", Text, "S3 repository role").effect(Unsupported),
-    s3("repo1-s3-sse-customer-key", Text, "SSE customer key")
-        .secret()
-        .effect(Unsupported),
+    s3("repo1-s3-requester-pays", Flag, "requester pays").default("n"),
+    s3(
+        "repo1-s3-role",
+        Text,
+        "role whose credentials the instance's metadata give, with repo1-s3-key-type=auto",
+    ),
+    s3(
+        "repo1-s3-sse-customer-key",
+        Text,
+        "key that S3 encrypts with and does not keep, in base64",
+    )
+    .secret(),
+    s3(
+        "repo1-s3-storage-class",
+        Choice(&[
+            "STANDARD_IA",
+            "ONEZONE_IA",
+            "INTELLIGENT_TIERING",
+            "GLACIER_IR",
+        ]),
+        "storage class of data packs; all else is of the standard class",
+    ),
     s3("repo1-s3-token", Text, "S3 repository security token").secret(),
     s3(
         "repo1-s3-uri-style",
@@ -527,10 +540,14 @@ pub(super) const ROWS: &[OptionRow] = &[
     )
     .default("host"),
     s3("repo1-storage-ca-file", Path, "certificates to trust"),
-    s3("repo1-storage-ca-path", Path, "certificates to trust").effect(Unsupported),
+    s3(
+        "repo1-storage-ca-path",
+        Path,
+        "folder of certificates to trust",
+    ),
     s3("repo1-storage-host", Text, "host to connect to"),
     s3("repo1-storage-port", Number(1, 65535), "port"),
-    s3("repo1-storage-tag", Pairs, "tags of the objects").effect(Unsupported),
+    s3("repo1-storage-tag", Pairs, "tags of the objects"),
     repo("repo1-storage-upload-chunk-size", Text, "no effect here").effect(Nothing),
     s3(
         "repo1-storage-verify-tls",

@@ -35,8 +35,7 @@ pub(super) fn probe(storage: &dyn Storage, races: u32) -> Result<Probed> {
         .map_err(|source| Error::Repository(repository::Error::Random { source }))?;
     let keys: Vec<Key> = (0..races).map(|n| layout::probe(run, n)).collect();
     let seen = look(storage, &keys, &layout::probe_prefix(run));
-    let mut deleted = keys.iter().map(|key| storage.delete(key));
-    let deleted = deleted.try_for_each(|deleted| deleted.map_err(Error::Storage));
+    let deleted = storage.delete_all(&keys).map_err(Error::Storage);
     let seen = seen?;
     deleted?;
     let left = storage

@@ -46,6 +46,10 @@ impl Storage for LookingStorage {
         self.inner.delete(key)
     }
 
+    fn delete_all(&self, keys: &[Key]) -> Result<()> {
+        self.inner.delete_all(keys)
+    }
+
     fn describe(&self) -> String {
         self.inner.describe()
     }

@@ -8,12 +8,9 @@ use std::borrow::Borrow;
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-mod answer;
-mod bucket;
 pub mod local;
 pub mod looking;
 pub mod memory;
-pub mod patience;
 pub mod s3;
 mod walk;
 
@@ -114,7 +111,7 @@ impl fmt::Display for ErrorKind {
 /// What a storage answers.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// A place that holds objects under keys. Shared by threads; every call is one request.
+/// A place that holds objects under keys. Shared by threads; every call but `delete_all` and a long `list` is one request.
 pub trait Storage: Send + Sync {
     /// Puts a new object: whole, durable before it returns, and only if no object has this key
     /// ([`ErrorKind::AlreadyExists`] otherwise; of any number of racing puts exactly one succeeds).
@@ -128,6 +125,10 @@ pub trait Storage: Send + Sync {
     fn list(&self, prefix: &str, start_after: Option<&str>, limit: usize) -> Result<Vec<Object>>;
     /// Deletes an object; one that is not there is deleted already.
     fn delete(&self, key: &Key) -> Result<()>;
+    /// Deletes objects, in any order; those that are not there are deleted already.
+    fn delete_all(&self, keys: &[Key]) -> Result<()> {
+        keys.iter().try_for_each(|key| self.delete(key))
+    }
     /// What a person would call this storage; no secrets.
     fn describe(&self) -> String;
     /// Whether every request costs a round trip: then many should be under way at once, and reading a little that is not

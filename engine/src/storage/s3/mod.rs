@@ -7,35 +7,38 @@
 //! **Refuses**: listings out of order, and answers to ranges that were not asked for. Whether the server honours the
 //! condition is not known here: it is probed when a repository is made.
 
+mod answer;
+mod bucket;
+mod client;
+mod patience;
+
 use std::future::Future;
 use std::mem;
-use std::sync::Arc;
 
-use aws_config::BehaviorVersion;
-use aws_config::retry::RetryConfig;
-use aws_config::timeout::TimeoutConfig;
 use aws_sdk_s3::Client;
-use aws_sdk_s3::config::{
-    Builder, Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation,
-    RuntimeComponents, SharedHttpClient, StalledStreamProtectionConfig,
-};
-use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::error::{BuildError, ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
+use aws_sdk_s3::operation::get_object::builders::GetObjectFluentBuilder;
 use aws_sdk_s3::primitives::{ByteStream, SdkBody};
-use aws_sdk_s3::types::ChecksumAlgorithm;
-use aws_smithy_http_client::{Connector, proxy::ProxyConfig, tls};
+use aws_sdk_s3::types::{
+    ChecksumAlgorithm, Delete, ObjectIdentifier, RequestPayer, ServerSideEncryption, StorageClass,
+};
 use tokio::runtime::{Handle, Runtime};
 
-use crate::storage::answer::{Answer, Asked, Failure, chain, judge, region_in, without_answer};
-pub use crate::storage::bucket::{S3Key, S3Options};
-use crate::storage::bucket::{certificates, is_aws};
-use crate::storage::patience::{Attempts, Patience};
 use crate::storage::{Error, ErrorKind, Key, Object, Result, Storage};
+use answer::{Answer, Asked, Failure, chain, judge, region_in, without_answer};
+use bucket::is_aws;
+pub use bucket::{Credential, CustomerKey, ObjectOptions, S3Key, S3Options};
+use client::{configuration, http_client};
+use patience::Attempts;
+pub use patience::Patience;
 
 /// Threads that move bytes; those who call wait on their own.
 const WORKERS: usize = 2;
 /// The most a listing request may ask for.
 const PAGE: usize = 1000;
+/// How a customer's key encrypts: S3 knows no other.
+const CUSTOMER_ALGORITHM: &str = "AES256";
 /// Bytes reserved for a body before any of it has come.
 const LARGEST_RESERVE: u64 = 64 << 20;
 /// How often a put is begun anew because what stood in its way was gone when it was looked at.
@@ -54,6 +57,7 @@ pub struct S3Storage {
     place: String,
     region: String,
     patience: Patience,
+    objects: ObjectOptions,
     checksums: bool,
     handle: Handle,
     _workers: Workers,
@@ -102,6 +106,7 @@ impl S3Storage {
             prefix: options.key_prefix(),
             region,
             patience: options.patience.clone(),
+            objects: options.objects.clone(),
             checksums: is_aws(options),
             handle: runtime.handle().clone(),
             _workers: Workers(Some(runtime)),
@@ -190,6 +195,9 @@ impl S3Storage {
             let body = body
                 .try_clone()
                 .ok_or_else(|| Failure::lasting(ErrorKind::Other, "the body cannot be repeated"))?;
+            let objects = &self.objects;
+            let kms = objects.kms_key_id.as_ref();
+            let customer = objects.customer_key.as_ref();
             let request = self
                 .client
                 .put_object()
@@ -197,6 +205,14 @@ impl S3Storage {
                 .key(self.full(key.as_str()))
                 .if_none_match("*")
                 .set_checksum_algorithm(self.checksums.then_some(ChecksumAlgorithm::Crc32C))
+                .set_request_payer(self.payer())
+                .set_server_side_encryption(kms.map(|_| ServerSideEncryption::AwsKms))
+                .set_ssekms_key_id(kms.cloned())
+                .set_sse_customer_algorithm(customer.map(|_| CUSTOMER_ALGORITHM.to_owned()))
+                .set_sse_customer_key(customer.map(|key| key.key.clone()))
+                .set_sse_customer_key_md5(customer.map(|key| key.md5.clone()))
+                .set_storage_class(objects.class_of(key).map(StorageClass::from))
+                .set_tagging(objects.tagging.clone())
                 .body(ByteStream::new(body));
             let failure = match request.send().await {
                 Ok(_) => {
@@ -241,8 +257,27 @@ impl S3Storage {
         }
     }
 
+    /// Who pays for the requests, where that is not the bucket's owner.
+    fn payer(&self) -> Option<RequestPayer> {
+        self.objects
+            .requester_pays
+            .then_some(RequestPayer::Requester)
+    }
+
+    fn get_object(&self, key: &str) -> GetObjectFluentBuilder {
+        let customer = self.objects.customer_key.as_ref();
+        self.client
+            .get_object()
+            .bucket(&self.bucket)
+            .key(key)
+            .set_request_payer(self.payer())
+            .set_sse_customer_algorithm(customer.map(|_| CUSTOMER_ALGORITHM.to_owned()))
+            .set_sse_customer_key(customer.map(|key| key.key.clone()))
+            .set_sse_customer_key_md5(customer.map(|key| key.md5.clone()))
+    }
+
     async fn get_once(&self, key: &str) -> Outcome<Vec<u8>> {
-        let request = self.client.get_object().bucket(&self.bucket).key(key);
+        let request = self.get_object(key);
         let mut output = self.answered(request.send()).await?;
         let announced = u64::try_from(output.content_length().unwrap_or(0)).unwrap_or(0);
         let mut body =
@@ -266,10 +301,7 @@ impl S3Storage {
         buffer: &mut [u8],
     ) -> Outcome<()> {
         let request = self
-            .client
-            .get_object()
-            .bucket(&self.bucket)
-            .key(key)
+            .get_object(key)
             .range(format!("bytes={offset}-{}", end - 1));
         let mut output = self.answered(request.send()).await?;
         match output.content_range().and_then(parse_content_range) {
@@ -328,6 +360,7 @@ impl S3Storage {
             .bucket(&self.bucket)
             .prefix(self.full(prefix))
             .set_start_after(after.map(str::to_owned))
+            .set_request_payer(self.payer())
             .max_keys(i32::try_from(limit.min(PAGE)).unwrap_or(1));
         let output = self.answered(request.send()).await?;
         let mut page: Vec<Listed> = Vec::with_capacity(output.contents().len());
@@ -350,6 +383,43 @@ impl S3Storage {
         }
         let more = output.is_truncated() == Some(true) && !page.is_empty();
         Ok((page, more))
+    }
+
+    /// Deletes up to a thousand objects with one request.
+    async fn delete_once(&self, keys: &[Key]) -> Outcome<()> {
+        let unfit = |error: BuildError| Failure::lasting(ErrorKind::Other, error.to_string());
+        let mut listed = Delete::builder().quiet(true);
+        for key in keys {
+            let named = ObjectIdentifier::builder().key(self.full(key.as_str()));
+            listed = listed.objects(named.build().map_err(unfit)?);
+        }
+        let request = self
+            .client
+            .delete_objects()
+            .bucket(&self.bucket)
+            .delete(listed.build().map_err(unfit)?)
+            .set_request_payer(self.payer());
+        let output = self.answered(request.send()).await?;
+        let mut refused = output.errors().iter();
+        let Some(refused) = refused.find(|error| error.code() != Some("NoSuchKey")) else {
+            return Ok(());
+        };
+        let answer = Answer {
+            // An object's own status is not told: where its code says nothing, asking again may help.
+            status: 500,
+            code: refused.code(),
+            message: refused.message(),
+            ..Answer::default()
+        };
+        let asked = Asked {
+            bucket: &self.bucket,
+            region: &self.region,
+        };
+        let failure = judge(&answer, &asked);
+        Err(Failure {
+            text: format!("{}: {}", refused.key().unwrap_or_default(), failure.text),
+            ..failure
+        })
     }
 
     /// Whether an object reaches up to `offset`, from a listing: what no header can ask for.
@@ -463,13 +533,27 @@ impl Storage for S3Storage {
     fn delete(&self, key: &Key) -> Result<()> {
         let name = self.full(key.as_str());
         let deleted = self.ask(0, async || {
-            let request = self.client.delete_object().bucket(&self.bucket).key(&name);
+            let request = self
+                .client
+                .delete_object()
+                .bucket(&self.bucket)
+                .key(&name)
+                .set_request_payer(self.payer());
             self.answered(request.send()).await.map(|_| ())
         });
         match deleted {
             Err(failure) if failure.kind == ErrorKind::NotFound => Ok(()),
             deleted => deleted.map_err(|failure| self.fail("delete", key.as_str(), failure)),
         }
+    }
+
+    fn delete_all(&self, keys: &[Key]) -> Result<()> {
+        for keys in keys.chunks(PAGE) {
+            let deleted = self.ask(0, async || self.delete_once(keys).await);
+            let first = keys.first().map_or("", Key::as_str);
+            deleted.map_err(|failure| self.fail("delete", first, failure))?;
+        }
+        Ok(())
     }
 
     fn describe(&self) -> String {
@@ -491,100 +575,4 @@ fn parse_content_range(text: &str) -> Option<(u64, u64)> {
 /// Whether any key could begin with this text. What could not is not asked for: servers differ in what they make of it.
 fn begins_a_key(prefix: &str) -> bool {
     Key::new(format!("{prefix}x")).is_some()
-}
-
-/// The settings of the SDK: its retries and its idea of stalled streams are off, for both are ours.
-async fn configuration(options: &S3Options, http: Option<SharedHttpClient>) -> aws_sdk_s3::Config {
-    let version = BehaviorVersion::v2026_01_12();
-    let given = options.region.clone().map(Region::new);
-    let region = given.or_else(|| (!is_aws(options)).then(|| Region::from_static("us-east-1")));
-    let builder = match &options.key {
-        Some(key) if region.is_some() => Builder::new()
-            .behavior_version(version)
-            .credentials_provider(credentials(key)),
-        key => {
-            let mut loader = aws_config::defaults(version);
-            if let Some(region) = &region {
-                loader = loader.region(region.clone());
-            }
-            if let Some(key) = key {
-                loader = loader.credentials_provider(credentials(key));
-            }
-            Builder::from(&loader.load().await)
-        }
-    };
-    let (requests, responses) = if is_aws(options) {
-        (
-            RequestChecksumCalculation::WhenSupported,
-            ResponseChecksumValidation::WhenSupported,
-        )
-    } else {
-        (
-            RequestChecksumCalculation::WhenRequired,
-            ResponseChecksumValidation::WhenRequired,
-        )
-    };
-    let timeouts = TimeoutConfig::builder()
-        .connect_timeout(options.patience.connect)
-        .build();
-    let mut builder = builder
-        .retry_config(RetryConfig::disabled())
-        .timeout_config(timeouts)
-        .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
-        .request_checksum_calculation(requests)
-        .response_checksum_validation(responses)
-        .force_path_style(options.path_style);
-    if let Some(region) = region {
-        builder = builder.region(region);
-    }
-    if let Some(endpoint) = &options.endpoint {
-        builder = builder.endpoint_url(endpoint);
-    }
-    if let Some(http) = http {
-        builder = builder.http_client(http);
-    }
-    builder.build()
-}
-
-fn credentials(key: &S3Key) -> Credentials {
-    Credentials::new(
-        &key.id,
-        &key.secret,
-        key.token.clone(),
-        None,
-        "repo1-s3-key",
-    )
-}
-
-/// The connections to use, where they are not the SDK's own: without TLS, or trusting certificates of a file.
-fn http_client(options: &S3Options) -> Outcome<Option<SharedHttpClient>, String> {
-    let endpoint = options.endpoint.as_deref().unwrap_or_default();
-    if endpoint.starts_with("http://") {
-        return Ok(Some(aws_smithy_http_client::Builder::new().build_http()));
-    }
-    let Some(path) = &options.ca_file else {
-        return Ok(None);
-    };
-    let store = tls::TrustStore::empty().with_pem_certificate(certificates(path)?);
-    let context = tls::TlsContext::builder()
-        .with_trust_store(store)
-        .build()
-        .map_err(|error| format!("{}: {}", path.display(), chain(&error)))?;
-    let provider = tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc);
-    let connect = Arc::new((provider, context));
-    let client = aws_smithy_http_client::Builder::new().build_with_connector_fn(
-        move |settings, components| {
-            let (provider, context) = connect.as_ref();
-            let mut connector = Connector::builder().proxy_config(ProxyConfig::from_env());
-            if let Some(settings) = settings {
-                connector = connector.connector_settings(settings.clone());
-            }
-            connector.set_sleep_impl(components.and_then(RuntimeComponents::sleep_impl));
-            connector
-                .tls_provider(provider.clone())
-                .tls_context(context.clone())
-                .build()
-        },
-    );
-    Ok(Some(client))
 }
