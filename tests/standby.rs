@@ -137,11 +137,7 @@ fn a_standby_that_is_behind_is_waited_for_as_long_as_archive_timeout_says() {
 
     thread::scope(|scope| {
         let backup = scope.spawn(|| stanza.backup("full", &["--backup-standby=y"]));
-        let pinged = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgcairn' \
-                      AND query = 'select pg_is_in_recovery()'";
-        wait_until("the backup waits", || {
-            (stanza.server.value(pinged) == "1").then_some(())
-        });
+        stanza.wait_for_ping();
         standby.execute("SELECT pg_wal_replay_resume()");
         let backup = backup.join().unwrap();
         let restored = Server::empty(stanza.server.major);

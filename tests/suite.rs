@@ -23,5 +23,6 @@ mod postgres_files;
 mod postgres_refusals;
 mod postgres_reuse;
 mod standby;
+mod standby_promotion;
 mod storage;
 mod tidy;

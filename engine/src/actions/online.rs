@@ -1,8 +1,8 @@
 //! Backup mode: what brackets the copying of a running cluster, and of a stopped one.
 //!
-//! Promises: start and stop happen in one session, which is kept alive and whose loss ends the backup; nothing is copied
-//! before the start checkpoint is on disk and archiving was seen to reach the repository; the label that the server
-//! hands out at the end is kept byte for byte.
+//! Promises: start and stop happen in one session, which is kept alive and whose loss ends the backup, and on one
+//! timeline; nothing is copied before the start checkpoint is on disk and archiving was seen to reach the repository; the
+//! label that the server hands out at the end is kept byte for byte.
 
 use std::path::Path;
 
@@ -193,6 +193,13 @@ impl<'s> BackupMode<'s> {
             return Ok(());
         };
         window.written_lsn = server.insert_lsn().map_err(Error::Cluster)?;
+        let timeline = server.timeline().map_err(Error::Cluster)?;
+        if timeline != window.timeline {
+            let (before, now) = (window.timeline.0, timeline.0);
+            return Err(Error::ServerChanged(format!(
+                "the primary was on timeline {before} and is on {now} now"
+            )));
+        }
         if let Some(standby) = standby {
             standby.prove_followed(window.timeline, window.written_lsn)?;
         }
