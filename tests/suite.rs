@@ -26,3 +26,4 @@ mod standby;
 mod standby_promotion;
 mod storage;
 mod tidy;
+mod timelines;

@@ -279,7 +279,7 @@ impl Check<'_> {
             timeout: self.options.archive_timeout,
         };
         self.ask("WAL switch", || {
-            let segment = archive.prove_switch(server.as_mut(), control.timeline)?;
+            let segment = archive.prove_switch(server.as_mut())?;
             Ok((format!("{segment} arrived"), ()))
         });
     }
