@@ -4,7 +4,7 @@
 use std::fs;
 
 use pgcairn_engine::cluster::control_file;
-use pgcairn_tests::postgres::{Server, Stop, system_major};
+use pgcairn_tests::postgres::{SUPERUSER, Server, Stop, system_major};
 use pgcairn_tests::process::{Finished, wait_until};
 use pgcairn_tests::stanza::{STANZA, Stanza};
 use serde_json::Value;
@@ -125,4 +125,61 @@ fn right_after_a_promotion_check_and_backup_know_the_new_timeline_and_the_backup
         }
         server.amcheck();
     }
+}
+
+#[test]
+fn a_standby_that_was_stopped_across_a_promotion_is_backed_up_with_the_wal_of_both_timelines() {
+    let stanza = Stanza::archiving(system_major(), &[], SLOW_CHECKPOINTS);
+    stanza.backup("full", &[]);
+    let [new, follower] = [stanza.standby(true), stanza.standby(true)];
+    promote_with_much_to_write(&stanza.server, &new);
+    let conninfo = format!("host={} port=5432 user={SUPERUSER}", new.folder().display());
+    follower.execute(&format!("ALTER SYSTEM SET primary_conninfo = '{conninfo}'"));
+    follower.execute("SELECT pg_reload_conf()");
+    new.execute("CREATE TABLE another_life AS SELECT 1 AS n");
+    let there = "SELECT count(*) FROM pg_class WHERE relname = 'another_life'";
+    wait_until("the standby follows", || {
+        (follower.value(there) == "1").then_some(())
+    });
+    let expected = new.hashes();
+    follower.stop(Stop::Fast);
+    let control = control_file::read(&follower.data).unwrap();
+    assert_eq!(
+        (control.timeline.0, control.min_recovery_timeline.0),
+        (1, 2)
+    );
+
+    let backup = ["--no-online", "--type=full", "--output=json", "backup"];
+    let said = run(&stanza, &follower, &backup).success();
+    let said: Value = serde_json::from_str(&said).unwrap();
+    let server = Server::empty(system_major());
+    stanza.restore(&server, said["label"].as_str().unwrap(), &[]);
+    server.start();
+    assert_eq!(server.hashes(), expected);
+
+    // Without one of its segments, or the file that tells how the timelines belong together, it could not be restored.
+    let second = |file: &str| file.starts_with("00000002") && !file.ends_with("history");
+    for needed in [
+        &|file: &str| file == "00000002.history",
+        &second as &dyn Fn(&str) -> bool,
+    ] {
+        let files = fs::read_dir(follower.data.join("pg_wal")).unwrap();
+        let files = files.map(|file| file.unwrap().path());
+        let found = files.filter(|file| needed(file.file_name().unwrap().to_str().unwrap()));
+        let found: Vec<_> = found.collect();
+        let aside = |path: &std::path::Path| path.with_extension("aside");
+        for path in &found {
+            fs::rename(path, aside(path)).unwrap();
+        }
+        let refused = run(&stanza, &follower, &backup);
+        assert_eq!(refused.code, Some(55), "{refused:?}");
+        assert!(
+            refused.stderr.contains("is not whole in its pg_wal"),
+            "{refused:?}"
+        );
+        for path in &found {
+            fs::rename(aside(path), path).unwrap();
+        }
+    }
+    run(&stanza, &follower, &backup).success();
 }

@@ -9,6 +9,7 @@ use std::path::Path;
 use crate::actions::backup::BackupOptions;
 use crate::actions::error::{Error, Result};
 use crate::actions::standby::Standby;
+use crate::actions::wal_in_cluster;
 use crate::actions::wal_needed::Archive;
 use crate::cluster::control_file::{self, ClusterState, ControlFile};
 use crate::cluster::running::refuse_running;
@@ -34,6 +35,8 @@ pub(super) struct Window {
     /// How far the server had written WAL when the copying was over.
     pub(super) written_lsn: Lsn,
     pub(super) timeline: Timeline,
+    /// Another one than at the start only if the cluster was stopped while it recovered across a promotion.
+    pub(super) stop_timeline: Timeline,
     pub(super) stop_ms: i64,
     pub(super) databases: Vec<Database>,
     pub(super) tablespaces: Vec<Tablespace>,
@@ -87,6 +90,9 @@ impl<'s> BackupMode<'s> {
             if !clean && !options.force {
                 return Err(Error::ClusterRunning(options.pgdata.clone()));
             }
+            if control.state == ClusterState::ShutDownInRecovery {
+                wal_in_cluster::prove(&options.pgdata, control)?;
+            }
             return Ok(BackupMode::Offline);
         };
         let identity = server.identity().map_err(Error::Cluster)?;
@@ -137,11 +143,13 @@ impl<'s> BackupMode<'s> {
         label: &str,
         monitor: &dyn Monitor,
     ) -> Result<Window> {
+        let (start_lsn, stop_lsn, stop_timeline) = wal_in_cluster::needed(control);
         let mut window = Window {
-            start_lsn: control.checkpoint,
-            stop_lsn: control.checkpoint,
-            written_lsn: control.checkpoint,
+            start_lsn,
+            stop_lsn,
+            written_lsn: stop_lsn,
             timeline: control.timeline,
+            stop_timeline,
             stop_ms: options.now_ms,
             databases: Vec::new(),
             tablespaces: Vec::new(),
@@ -165,6 +173,7 @@ impl<'s> BackupMode<'s> {
             });
         }
         window.timeline = now.timeline;
+        window.stop_timeline = now.timeline;
         let databases = server.databases().map_err(Error::Cluster)?;
         window.databases = databases
             .into_iter()
