@@ -3,10 +3,9 @@
 //! Promises: all questions are asked; the exit code is the number of the first answer that is wrong.
 
 use pgcairn_engine::actions::{self, CheckItem, CheckOptions, Verdict};
-use pgcairn_engine::cluster::server::Server;
 use serde_json::{Value, json};
 
-use super::{location, push_spool, reach, stanza, threads};
+use super::{clusters, location, push_spool, stanza, threads};
 use crate::clock;
 use crate::error::Error;
 use crate::report;
@@ -15,7 +14,6 @@ use crate::settings::Settings;
 pub(super) fn run(settings: &Settings) -> Result<u8, Error> {
     let options = CheckOptions {
         stanza: stanza(settings).to_owned(),
-        pgdata: settings.path("pg1-path"),
         spool: settings.flag("archive-async").then(|| push_spool(settings)),
         archive_check: settings.flag("archive-check"),
         archive_mode_check: settings.flag("archive-mode-check"),
@@ -23,12 +21,15 @@ pub(super) fn run(settings: &Settings) -> Result<u8, Error> {
         threads: threads(settings),
         now_ms: clock::now_ms(),
     };
-    let server = reach(settings, 1).map(|server| Box::new(server) as Box<dyn Server>);
-    let answers: Vec<Answer> =
-        actions::check(actions::open_storage(&location(settings)), server, &options)
-            .into_iter()
-            .map(Answer::of)
-            .collect();
+    let clusters = clusters(settings)?;
+    let answers: Vec<Answer> = actions::check(
+        actions::open_storage(&location(settings)),
+        clusters,
+        &options,
+    )
+    .into_iter()
+    .map(Answer::of)
+    .collect();
     if settings.text("output") == Some("json") {
         let items: Value = answers.iter().map(Answer::json).collect();
         report::to_stdout(&items.to_string())?;
@@ -45,7 +46,7 @@ pub(super) fn run(settings: &Settings) -> Result<u8, Error> {
 
 /// An answer as it is told.
 struct Answer {
-    name: &'static str,
+    name: String,
     status: &'static str,
     code: u8,
     text: String,
