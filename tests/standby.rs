@@ -137,11 +137,7 @@ fn a_standby_that_is_behind_is_waited_for_as_long_as_archive_timeout_says() {
 
     thread::scope(|scope| {
         let backup = scope.spawn(|| stanza.backup("full", &["--backup-standby=y"]));
-        let pinged = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgcairn' \
-                      AND query = 'select pg_is_in_recovery()'";
-        wait_until("the backup waits", || {
-            (stanza.server.value(pinged) == "1").then_some(())
-        });
+        stanza.wait_for_ping();
         standby.execute("SELECT pg_wal_replay_resume()");
         let backup = backup.join().unwrap();
         let restored = Server::empty(stanza.server.major);
@@ -207,4 +203,51 @@ fn a_standby_whose_history_left_the_primarys_is_refused_though_ids_and_timelines
     let refused = stanza.pgcairn(["--backup-standby=y", "--archive-timeout=1", "backup"]);
     assert_refused(&refused, 58, "not one of this primary");
     assert_eq!(count(&stanza), 1);
+}
+
+/// What `check` answers: its exit code, and name and status of each line that is about servers.
+fn checked(stanza: &Stanza, options: &[String]) -> (Option<i32>, Vec<String>) {
+    let Finished { code, stdout, .. } = stanza.pgcairn(options.iter().chain(&["check".to_owned()]));
+    let about = ["data directory", "server", "primary", "WAL switch"];
+    let line = |line: &str| {
+        let (status, rest) = line.split_once(' ')?;
+        let name = rest.trim_start().split(':').next()?;
+        let wanted = about.iter().any(|about| name.starts_with(about));
+        wanted.then(|| format!("{status} {name}"))
+    };
+    (code, stdout.lines().filter_map(line).collect())
+}
+
+#[test]
+fn check_looks_at_all_clusters_and_lets_the_primary_prove_archiving_whatever_its_number() {
+    let (stanza, standby) = with_standby(system_major(), true, "");
+    let in_order = [
+        "ok data directory",
+        "ok data directory of pg2",
+        "ok server",
+        "ok server of pg2",
+        "ok WAL switch",
+    ];
+    assert_eq!(
+        checked(&stanza, &[]),
+        (Some(0), in_order.map(str::to_owned).to_vec())
+    );
+    let place = |number: u32, server: &Server| {
+        let (data, socket) = (server.data.display(), server.folder().display());
+        [
+            format!("--pg{number}-path={data}"),
+            format!("--pg{number}-socket-path={socket}"),
+        ]
+    };
+    let swapped = [place(1, &standby), place(2, &stanza.server)].concat();
+    assert_eq!(
+        checked(&stanza, &swapped),
+        (Some(0), in_order.map(str::to_owned).to_vec())
+    );
+    let backup = ["--backup-standby=y".to_owned(), "backup".to_owned()];
+    stanza.pgcairn(swapped.iter().chain(&backup)).success();
+    standby.execute("SELECT pg_promote()");
+    let (code, lines) = checked(&stanza, &[]);
+    assert_eq!(code, Some(56));
+    assert!(lines.contains(&"wrong primary".to_owned()), "{lines:?}");
 }

@@ -28,5 +28,7 @@ mod s3;
 mod s3_job;
 mod several;
 mod standby;
+mod standby_promotion;
 mod storage;
 mod tidy;
+mod timelines;

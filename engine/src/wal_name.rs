@@ -51,6 +51,16 @@ impl fmt::Display for Timeline {
     }
 }
 
+impl Timeline {
+    /// The timeline of the WAL file with this name: its first 8 digits.
+    pub fn of_wal_file(name: &str) -> Result<Self, BadName> {
+        let digits = name.get(..8).filter(|digits| is_upper_hex(digits, 8));
+        let number = digits.and_then(|digits| u32::from_str_radix(digits, 16).ok());
+        let bad = || BadName(name.to_owned(), "the name of a WAL file");
+        number.map(Timeline).ok_or_else(bad)
+    }
+}
+
 /// One WAL segment: its timeline and its number (LSN divided by the segment size).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Segment {
@@ -198,6 +208,14 @@ mod tests {
         ] {
             assert_eq!(WalFile::of(name).ok(), kind, "{name}");
         }
+    }
+
+    #[test]
+    fn the_timeline_of_a_file_is_in_its_name() {
+        let of = |name| Timeline::of_wal_file(name).ok();
+        assert_eq!(of("0000000A0000000000000003"), Some(Timeline(10)));
+        assert_eq!(of("00000002.history"), Some(Timeline(2)));
+        assert_eq!((of("0000002"), of("0000000g")), (None, None));
     }
 
     #[test]

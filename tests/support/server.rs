@@ -7,7 +7,7 @@ use pgcairn_engine::cluster;
 use pgcairn_engine::cluster::server::{
     Connection, Identity, PgServer, Server, Started, Stopped, connect,
 };
-use pgcairn_engine::wal_name::Lsn;
+use pgcairn_engine::wal_name::{Lsn, Timeline};
 
 use crate::postgres::{self, SUPERUSER};
 
@@ -76,6 +76,10 @@ impl Server for Eventful<'_> {
 
     fn insert_lsn(&mut self) -> cluster::Result<Lsn> {
         self.inner.insert_lsn()
+    }
+
+    fn timeline(&mut self) -> cluster::Result<Timeline> {
+        self.inner.timeline()
     }
 
     fn checkpoint(&mut self) -> cluster::Result<()> {

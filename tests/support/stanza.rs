@@ -140,6 +140,15 @@ impl Stanza {
         self.server.make_file("pgcairn.conf", text);
     }
 
+    /// Waits until a backup asks the server whether it is still there, as it does while it waits for a standby.
+    pub fn wait_for_ping(&self) {
+        let pinged = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgcairn' \
+                      AND query = 'select pg_is_in_recovery()'";
+        wait_until("the backup waits", || {
+            (self.server.value(pinged) == "1").then_some(())
+        });
+    }
+
     /// The stanza in `info --output=json`.
     #[track_caller]
     pub fn info(&self) -> Value {

@@ -3,23 +3,29 @@
 //! Promises: all questions are asked; the exit code is the number of the first answer that is wrong.
 
 use pgcairn_engine::actions::{self, CheckItem, CheckOptions, Verdict};
-use pgcairn_engine::cluster::server::Server;
 use serde_json::{Value, json};
 
 use super::location::location;
-use super::{push_spool, reach, repositories, stanza, threads};
+use super::{clusters, push_spool, repositories, stanza, threads};
 use crate::clock;
 use crate::error::Error;
 use crate::report;
 use crate::settings::Settings;
 
-/// What has one answer, however many repositories there are.
-const OF_THE_HOST: [&str; 4] = ["data directory", "spool", "server", "archive settings"];
+/// What has an answer for each repository; all else is told once.
+const OF_A_REPOSITORY: [&str; 7] = [
+    "storage",
+    "permissions",
+    "clock",
+    "repository",
+    "stanza",
+    "archived WAL",
+    "WAL switch",
+];
 
 pub(super) fn run(settings: &Settings) -> Result<u8, Error> {
     let options = CheckOptions {
         stanza: stanza(settings).to_owned(),
-        pgdata: settings.path("pg1-path"),
         spool: settings.flag("archive-async").then(|| push_spool(settings)),
         archive_check: settings.flag("archive-check"),
         archive_mode_check: settings.flag("archive-mode-check"),
@@ -31,12 +37,12 @@ pub(super) fn run(settings: &Settings) -> Result<u8, Error> {
     let mut answers: Vec<Answer> = Vec::new();
     for number in &numbers {
         let location = location(settings, *number)?;
-        let server = reach(settings, 1).map(|server| Box::new(server) as Box<dyn Server>);
-        let items = actions::check(actions::open_storage(&location), server, &options);
+        let clusters = clusters(settings)?;
+        let items = actions::check(actions::open_storage(&location), clusters, &options);
         for answer in items.into_iter().map(Answer::of) {
             if numbers.len() == 1 {
                 answers.push(answer);
-            } else if !OF_THE_HOST.contains(&answer.name.as_str()) {
+            } else if OF_A_REPOSITORY.contains(&answer.name.as_str()) {
                 let name = format!("repo{number}: {}", answer.name);
                 answers.push(Answer { name, ..answer });
             } else if number == &numbers[0] {
@@ -69,7 +75,7 @@ struct Answer {
 
 impl Answer {
     fn of(item: CheckItem) -> Self {
-        let name = item.name.to_owned();
+        let name = item.name;
         match item.verdict {
             Verdict::Fine(text) => Answer {
                 name,

@@ -2,10 +2,11 @@
 //!
 //! Promises: a question that fails does not keep the others from being asked, unless they build on it; then they are
 //! skipped, and say so. Writes nothing but what a probe writes and removes, a restore point, and the WAL segment that is
-//! ended and must arrive. On a standby, nothing is asked that only a primary can answer.
+//! ended and must arrive. Of several clusters, all are looked at, and the primary is the one that must archive; on a
+//! standby, nothing is asked that only a primary can answer.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +17,8 @@ use crate::actions::info::wal_of;
 use crate::actions::label::backups;
 use crate::actions::online::{check_archiving, check_same};
 use crate::actions::probe::{RACES_AT_CHECK, probe};
+use crate::actions::roles::Candidate;
+use crate::actions::standby::StandbyError;
 use crate::actions::stanza::epoch_of;
 use crate::actions::wal_needed::Archive;
 use crate::cluster::control_file::{self, ControlFile};
@@ -36,8 +39,6 @@ const LEAST_SPOOL_BYTES: u64 = 16 << 20;
 pub struct CheckOptions {
     /// The stanza.
     pub stanza: String,
-    /// The cluster's data directory.
-    pub pgdata: PathBuf,
     /// The folder of the spool, where archiving uses one.
     pub spool: Option<PathBuf>,
     /// End a WAL segment, and wait for it in the repository.
@@ -56,7 +57,7 @@ pub struct CheckOptions {
 #[derive(Debug)]
 pub struct CheckItem {
     /// What was asked about.
-    pub name: &'static str,
+    pub name: String,
     /// The answer.
     pub verdict: Verdict,
 }
@@ -75,31 +76,55 @@ pub enum Verdict {
 /// Asks all questions, in the order in which they build on one another.
 pub fn check(
     storage: Result<Arc<dyn Storage>>,
-    server: Result<Box<dyn Server>>,
+    clusters: Vec<Candidate>,
     options: &CheckOptions,
 ) -> Vec<CheckItem> {
     let mut check = Check {
         options,
         items: Vec::new(),
     };
-    let control = check.ask("data directory", || {
-        let control = control_file::read(&options.pgdata).map_err(Error::Cluster)?;
-        let (version, id) = (control.version, control.system_id);
-        Ok((format!("PostgreSQL {version}, system id {id}"), control))
-    });
+    let controls: Vec<_> = clusters
+        .iter()
+        .map(|cluster| check.data_directory(cluster))
+        .collect();
+    let of_first = clusters.first().zip(controls.first());
+    let first = of_first.and_then(|(cluster, control)| Some((&*cluster.pgdata, control.as_ref()?)));
     let storage = check.ask("storage", || storage.map(|found| (found.describe(), found)));
     check.spool();
     check.permissions(storage.as_deref());
     let repository = check.repository(storage);
-    let epoch = check.epoch(repository.as_ref(), control.as_ref());
+    let epoch = check.epoch(repository.as_ref(), first);
     check.wal(repository.as_ref(), epoch.as_ref());
-    check.server(
-        server,
-        repository.as_ref(),
-        epoch.as_ref(),
-        control.as_ref(),
-    );
+    let archive = repository
+        .as_ref()
+        .zip(epoch.as_ref())
+        .zip(first.map(|(_, control)| control));
+    let archive = archive.map(|((repository, epoch), control)| Archive {
+        repository,
+        stanza: &options.stanza,
+        epoch,
+        segment_bytes: control.wal_segment_bytes,
+        threads: options.threads,
+        timeout: options.archive_timeout,
+    });
+    let expected = first.map(|(_, control)| control.system_id);
+    let servers = clusters.into_iter().zip(controls.iter());
+    let connected: Vec<_> = servers
+        .filter_map(|(cluster, control)| check.server(cluster, control.as_ref(), expected))
+        .collect();
+    check.archiving(connected, archive.as_ref());
     check.items
+}
+
+/// A session, and what the server said it is.
+type Connected = (Box<dyn Server>, Identity);
+
+/// The name of a question about one of the clusters; that of the first has no number.
+fn of_cluster(what: &str, number: u32) -> String {
+    match number {
+        1 => what.to_owned(),
+        number => format!("{what} of pg{number}"),
+    }
 }
 
 struct Check<'a> {
@@ -108,22 +133,27 @@ struct Check<'a> {
 }
 
 impl Check<'_> {
-    fn ask<T>(
-        &mut self,
-        name: &'static str,
-        question: impl FnOnce() -> Result<(String, T)>,
-    ) -> Option<T> {
+    fn ask<T>(&mut self, name: &str, question: impl FnOnce() -> Result<(String, T)>) -> Option<T> {
         let (verdict, found) = match question() {
             Ok((text, found)) => (Verdict::Fine(text), Some(found)),
             Err(error) => (Verdict::Wrong(error), None),
         };
+        let name = name.to_owned();
         self.items.push(CheckItem { name, verdict });
         found
     }
 
-    fn skip(&mut self, name: &'static str, why: &'static str) {
-        let verdict = Verdict::Skipped(why);
+    fn skip(&mut self, name: &str, why: &'static str) {
+        let (name, verdict) = (name.to_owned(), Verdict::Skipped(why));
         self.items.push(CheckItem { name, verdict });
+    }
+
+    fn data_directory(&mut self, cluster: &Candidate) -> Option<ControlFile> {
+        self.ask(&of_cluster("data directory", cluster.number), || {
+            let control = control_file::read(&cluster.pgdata).map_err(Error::Cluster)?;
+            let (version, id) = (control.version, control.system_id);
+            Ok((format!("PostgreSQL {version}, system id {id}"), control))
+        })
     }
 
     fn spool(&mut self) {
@@ -189,13 +219,13 @@ impl Check<'_> {
     fn epoch(
         &mut self,
         repository: Option<&Repository>,
-        control: Option<&ControlFile>,
+        cluster: Option<(&Path, &ControlFile)>,
     ) -> Option<Epoch> {
-        let Some((repository, control)) = repository.zip(control) else {
+        let Some((repository, (pgdata, control))) = repository.zip(cluster) else {
             self.skip("stanza", "repository or data directory cannot be read");
             return None;
         };
-        let CheckOptions { stanza, pgdata, .. } = self.options;
+        let stanza = &self.options.stanza;
         self.ask("stanza", || {
             let epoch = epoch_of(repository, stanza, control, pgdata)?;
             Ok((
@@ -234,35 +264,58 @@ impl Check<'_> {
         });
     }
 
+    /// Whether the cluster's server is reached, runs on its files, and is of the first cluster's system id.
     fn server(
         &mut self,
-        server: Result<Box<dyn Server>>,
-        repository: Option<&Repository>,
-        epoch: Option<&Epoch>,
+        cluster: Candidate,
         control: Option<&ControlFile>,
-    ) {
-        let connected = self.ask("server", || {
-            let mut server = server?;
+        system_id: Option<u64>,
+    ) -> Option<Connected> {
+        self.ask(&of_cluster("server", cluster.number), || {
+            let mut server = cluster.server?;
             let identity = server.identity().map_err(Error::Cluster)?;
             if let Some(control) = control {
-                check_same(&identity, &self.options.pgdata, control)?;
+                check_same(&identity, &cluster.pgdata, control)?;
+                if let Some(expected) = system_id.filter(|id| *id != control.system_id) {
+                    return Err(Error::Standby(StandbyError::Foreign {
+                        pgdata: cluster.pgdata,
+                        what: "system id",
+                        found: control.system_id.to_string(),
+                        expected: expected.to_string(),
+                    }));
+                }
             }
             let role = if identity.in_recovery {
                 "standby"
             } else {
                 "primary"
             };
-            Ok((
-                format!("{role} in {}", identity.data_directory),
-                (server, identity),
-            ))
-        });
-        let Some((mut server, identity)) = connected else {
+            let text = format!("{role} in {}", identity.data_directory);
+            Ok((text, (server, identity)))
+        })
+    }
+
+    /// Whether the primary archives; of standbys alone, whether the first one is set up to.
+    fn archiving(&mut self, mut servers: Vec<Connected>, archive: Option<&Archive<'_>>) {
+        let is_primary = |(_, identity): &Connected| !identity.in_recovery;
+        if let [(_, one), (_, other), ..] = servers
+            .iter()
+            .filter(|server| is_primary(server))
+            .collect::<Vec<_>>()[..]
+        {
+            let (one, other) = (&one.data_directory, &other.data_directory);
+            let (one, other) = (PathBuf::from(one), PathBuf::from(other));
+            self.ask::<()>("primary", || {
+                Err(StandbyError::SeveralPrimaries { one, other }.into())
+            });
+        }
+        let asked = servers.iter().position(is_primary).unwrap_or(0);
+        let Some((server, identity)) = servers.get_mut(asked) else {
             self.skip("archive settings", "there is no connection to the server");
             return self.skip("WAL switch", "there is no connection to the server");
         };
-        let sound = self.settings(&identity);
-        let Some(((repository, epoch), control)) = repository.zip(epoch).zip(control) else {
+        let sound = self.settings(identity);
+        let Some(archive) = archive else {
             return self.skip("WAL switch", "there is no stanza of this cluster");
         };
         if identity.in_recovery {
@@ -271,16 +324,8 @@ impl Check<'_> {
         if !self.options.archive_check || !sound {
             return self.skip("WAL switch", "archiving is not asked for, or not set up");
         }
-        let archive = Archive {
-            repository,
-            stanza: &self.options.stanza,
-            epoch,
-            segment_bytes: control.wal_segment_bytes,
-            threads: self.options.threads,
-            timeout: self.options.archive_timeout,
-        };
         self.ask("WAL switch", || {
-            let segment = archive.prove_switch(server.as_mut(), control.timeline)?;
+            let segment = archive.prove_switch(server.as_mut())?;
             Ok((format!("{segment} arrived"), ()))
         });
     }

@@ -117,7 +117,7 @@ impl Run<'_> {
             start_lsn: window.start_lsn,
             stop_lsn: window.stop_lsn,
             timeline: window.timeline,
-            stop_timeline: window.timeline,
+            stop_timeline: window.stop_timeline,
             wal_start: window.wal_start(control.wal_segment_bytes),
             wal_stop: window.wal_stop(control.wal_segment_bytes),
             databases: window.databases.clone(),

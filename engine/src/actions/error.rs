@@ -211,6 +211,16 @@ pub enum Error {
         /// Those that failed.
         failures: Vec<RepositoryFailure>,
     },
+    /// A cluster that was stopped while it recovered lacks WAL of its own.
+    #[error(
+        "{pgdata} was stopped while it recovered, and {name}, which it needs, is not whole in its pg_wal"
+    )]
+    LocalWalMissing {
+        /// The WAL file.
+        name: String,
+        /// The data directory.
+        pgdata: PathBuf,
+    },
     /// A name that PostgreSQL never archives.
     #[error("{0:?} is not the name of a WAL file")]
     NotWal(String),
@@ -504,7 +514,7 @@ impl Error {
             | Error::ForeignWal { .. } => ErrorKind::ArchiveMismatch,
             Error::ForeignCluster { .. } => ErrorKind::StanzaMismatch,
             Error::WalDuplicate { .. } => ErrorKind::WalDuplicate,
-            Error::WalHole { .. } => ErrorKind::FileMissing,
+            Error::WalHole { .. } | Error::LocalWalMissing { .. } => ErrorKind::FileMissing,
             Error::Repositories { failures, .. } => gravest(failures),
             Error::ArchiveTimeout { .. } => ErrorKind::ArchiveTimeout,
             Error::ArchiveDisabled(_) | Error::WalLevel(_) => ErrorKind::ArchiveDisabled,

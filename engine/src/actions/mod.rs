@@ -42,6 +42,7 @@ mod stanza_end;
 mod stat_record;
 mod target;
 mod unfold;
+mod wal_in_cluster;
 mod wal_needed;
 mod wal_path;
 mod wal_window;

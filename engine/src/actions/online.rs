@@ -1,14 +1,15 @@
 //! Backup mode: what brackets the copying of a running cluster, and of a stopped one.
 //!
-//! Promises: start and stop happen in one session, which is kept alive and whose loss ends the backup; nothing is copied
-//! before the start checkpoint is on disk and archiving was seen to reach the repository; the label that the server
-//! hands out at the end is kept byte for byte.
+//! Promises: start and stop happen in one session, which is kept alive and whose loss ends the backup, and on one
+//! timeline; nothing is copied before the start checkpoint is on disk and archiving was seen to reach the repository; the
+//! label that the server hands out at the end is kept byte for byte.
 
 use std::path::Path;
 
 use crate::actions::backup::BackupOptions;
 use crate::actions::error::{Error, Result};
 use crate::actions::standby::Standby;
+use crate::actions::wal_in_cluster;
 use crate::actions::wal_needed::Archive;
 use crate::cluster::control_file::{self, ClusterState, ControlFile};
 use crate::cluster::running::refuse_running;
@@ -34,6 +35,8 @@ pub(super) struct Window {
     /// How far the server had written WAL when the copying was over.
     pub(super) written_lsn: Lsn,
     pub(super) timeline: Timeline,
+    /// Another one than at the start only if the cluster was stopped while it recovered across a promotion.
+    pub(super) stop_timeline: Timeline,
     pub(super) stop_ms: i64,
     pub(super) databases: Vec<Database>,
     pub(super) tablespaces: Vec<Tablespace>,
@@ -87,6 +90,9 @@ impl<'s> BackupMode<'s> {
             if !clean && !options.force {
                 return Err(Error::ClusterRunning(options.pgdata.clone()));
             }
+            if control.state == ClusterState::ShutDownInRecovery {
+                wal_in_cluster::prove(&options.pgdata, control)?;
+            }
             return Ok(BackupMode::Offline);
         };
         let identity = server.identity().map_err(Error::Cluster)?;
@@ -137,11 +143,13 @@ impl<'s> BackupMode<'s> {
         label: &str,
         monitor: &dyn Monitor,
     ) -> Result<Window> {
+        let (start_lsn, stop_lsn, stop_timeline) = wal_in_cluster::needed(control);
         let mut window = Window {
-            start_lsn: control.checkpoint,
-            stop_lsn: control.checkpoint,
-            written_lsn: control.checkpoint,
+            start_lsn,
+            stop_lsn,
+            written_lsn: stop_lsn,
             timeline: control.timeline,
+            stop_timeline,
             stop_ms: options.now_ms,
             databases: Vec::new(),
             tablespaces: Vec::new(),
@@ -165,6 +173,7 @@ impl<'s> BackupMode<'s> {
             });
         }
         window.timeline = now.timeline;
+        window.stop_timeline = now.timeline;
         let databases = server.databases().map_err(Error::Cluster)?;
         window.databases = databases
             .into_iter()
@@ -193,6 +202,13 @@ impl<'s> BackupMode<'s> {
             return Ok(());
         };
         window.written_lsn = server.insert_lsn().map_err(Error::Cluster)?;
+        let timeline = server.timeline().map_err(Error::Cluster)?;
+        if timeline != window.timeline {
+            let (before, now) = (window.timeline.0, timeline.0);
+            return Err(Error::ServerChanged(format!(
+                "the primary was on timeline {before} and is on {now} now"
+            )));
+        }
         if let Some(standby) = standby {
             standby.prove_followed(window.timeline, window.written_lsn)?;
         }

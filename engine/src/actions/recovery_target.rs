@@ -171,7 +171,7 @@ impl Chooser<'_> {
             _ => self.options.timeline,
         };
         let timeline = epoch.timeline(goal, backup)?;
-        if timeline == backup.timeline {
+        if timeline == backup.stop_timeline {
             return Ok((timeline, None));
         }
         let Some(ancestors) = epoch.history(timeline)? else {
@@ -180,12 +180,12 @@ impl Chooser<'_> {
         };
         let left = ancestors
             .iter()
-            .find(|ancestor| ancestor.timeline == backup.timeline);
+            .find(|ancestor| ancestor.timeline == backup.stop_timeline);
         let (label, number) = (&backup.label, timeline.0);
         let trouble = match left {
             None => Some(format!(
                 "timeline {number} does not descend from timeline {} of backup {label}",
-                backup.timeline.0
+                backup.stop_timeline.0
             )),
             Some(left) if left.left_at < backup.stop_lsn => Some(format!(
                 "timeline {number} branched off at {}, before backup {label} ended at {}; --target-timeline=current \

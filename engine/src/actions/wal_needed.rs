@@ -16,7 +16,7 @@ use crate::pack::reader::ReadError;
 use crate::pack::wal as wal_object;
 use crate::repository::stanza::Epoch;
 use crate::repository::{Repository, wal};
-use crate::wal_name::{Lsn, Segment, Timeline};
+use crate::wal_name::{Lsn, Segment};
 
 /// How often the repository is asked for a segment that has not arrived: an incremental of an idle cluster takes a few
 /// tenths of a second in all.
@@ -145,7 +145,7 @@ impl Archive<'_> {
         if self.wait_for_any(&[before], grace)? {
             return Ok(());
         }
-        let segment = self.switch(server, start.timeline)?;
+        let segment = self.switch(server)?;
         if self.wait_for_any(&[before, segment], self.timeout)? {
             return Ok(());
         }
@@ -153,12 +153,8 @@ impl Archive<'_> {
     }
 
     /// Ends the current segment, waits until it has arrived, and checks it; answers its name.
-    pub(super) fn prove_switch(
-        &self,
-        server: &mut dyn Server,
-        timeline: Timeline,
-    ) -> Result<String> {
-        let segment = self.switch(server, timeline)?;
+    pub(super) fn prove_switch(&self, server: &mut dyn Server) -> Result<String> {
+        let segment = self.switch(server)?;
         if !self.wait_for_any(&[segment], self.timeout)? {
             return Err(self.timed_out(segment));
         }
@@ -167,11 +163,13 @@ impl Archive<'_> {
     }
 
     /// Ends the current segment, in which there is something.
-    fn switch(&self, server: &mut dyn Server, timeline: Timeline) -> Result<Segment> {
+    fn switch(&self, server: &mut dyn Server) -> Result<Segment> {
         server
             .restore_point("pgcairn archive check")
             .map_err(Error::Cluster)?;
         let switched = server.switch_wal().map_err(Error::Cluster)?;
+        // Not the control file's, which right after a promotion is still the one before.
+        let timeline = server.timeline().map_err(Error::Cluster)?;
         Ok(Segment::holding_end(timeline, switched, self.segment_bytes))
     }
 

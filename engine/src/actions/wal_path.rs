@@ -17,7 +17,7 @@ use crate::wal_name::{Lsn, Segment, Timeline};
 pub enum TimelineGoal {
     /// The newest that has a history file, counted up from the backup's.
     Latest,
-    /// The backup's own.
+    /// The backup's own, on which it ended.
     Current,
     /// This one.
     This(Timeline),
@@ -53,8 +53,8 @@ impl Epoch<'_> {
     pub(super) fn timeline(&self, goal: TimelineGoal, backup: &Manifest) -> Result<Timeline> {
         let mut newest = match goal {
             TimelineGoal::This(timeline) => return Ok(timeline),
-            TimelineGoal::Current => return Ok(backup.timeline),
-            TimelineGoal::Latest => backup.timeline,
+            TimelineGoal::Current => return Ok(backup.stop_timeline),
+            TimelineGoal::Latest => backup.stop_timeline,
         };
         // PostgreSQL counts up in the same way, and stops at the first number that has no file.
         while let Some(next) = newest.0.checked_add(1).map(Timeline) {

@@ -13,7 +13,7 @@ use postgres::types::ToSql;
 use postgres::{Client, Config, NoTls, Row};
 
 use crate::cluster::{Error, Result, SUPPORTED, owner};
-use crate::wal_name::Lsn;
+use crate::wal_name::{Lsn, Timeline};
 
 /// The name under which sessions show in `pg_stat_activity`.
 const APPLICATION_NAME: &str = "pgcairn";
@@ -52,6 +52,9 @@ pub trait Server: Send {
     fn switch_wal(&mut self) -> Result<Lsn>;
     /// The position behind the last WAL record; on a standby, behind the last one replayed.
     fn insert_lsn(&mut self) -> Result<Lsn>;
+    /// The timeline on which WAL is written now. Right after a promotion, the control file still tells of the one before.
+    /// Primaries only.
+    fn timeline(&mut self) -> Result<Timeline>;
     /// Writes a checkpoint, or on a standby a restart point at the last checkpoint that was replayed; returns once it is
     /// done.
     fn checkpoint(&mut self) -> Result<()>;
@@ -333,6 +336,14 @@ impl Server for PgServer {
         let sql = "select (case when pg_is_in_recovery() then pg_last_wal_replay_lsn()
             else pg_current_wal_insert_lsn() end)::text";
         self.position("ask for the end of the WAL", sql, &[])
+    }
+
+    fn timeline(&mut self) -> Result<Timeline> {
+        const PURPOSE: &str = "ask for the timeline";
+        let sql = "select pg_walfile_name(pg_current_wal_insert_lsn())";
+        let row = self.row(PURPOSE, sql, &[])?;
+        let segment: String = column(&row, 0, PURPOSE)?;
+        Timeline::of_wal_file(&segment).map_err(|e| failed(PURPOSE, e))
     }
 
     fn checkpoint(&mut self) -> Result<()> {
