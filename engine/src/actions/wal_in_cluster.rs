@@ -9,13 +9,17 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use crate::actions::error::{Error, Result};
-use crate::cluster::control_file::ControlFile;
+use crate::cluster::control_file::{ClusterState, ControlFile};
 use crate::cluster::timeline_history::{self, Ancestor};
 use crate::cluster::wal_header::{self, WalHeader};
 use crate::wal_name::{Lsn, Segment, Timeline};
 
-/// Where replay begins, where it must end, and on which timeline that is.
+/// Where replay begins, where it must end, and on which timeline that is; of a cluster that recovers nothing, its last
+/// checkpoint.
 pub(super) fn needed(control: &ControlFile) -> (Lsn, Lsn, Timeline) {
+    if control.state != ClusterState::ShutDownInRecovery {
+        return (control.checkpoint, control.checkpoint, control.timeline);
+    }
     let end = control.checkpoint.max(control.min_recovery);
     let timeline = control.timeline.max(control.min_recovery_timeline);
     (control.redo, end, timeline)
