@@ -194,6 +194,14 @@ pub enum Error {
         /// What its header says.
         found: String,
     },
+    /// A segment in the spool is not what it should be.
+    #[error("{name} in the spool cannot be used: {found}")]
+    Spooled {
+        /// The segment.
+        name: String,
+        /// What is wrong with it.
+        found: String,
+    },
     /// Whether more WAL exists cannot be told.
     #[error("{name} is not in the archive, but this is not the end of the WAL: {evidence}")]
     WalHole {
@@ -485,6 +493,7 @@ impl Error {
             | Error::WalDamaged { .. }
             | Error::HistoryDamaged { .. }
             | Error::WalMisplaced { .. }
+            | Error::Spooled { .. }
             | Error::PackVanished { .. } => ErrorKind::Damaged,
             Error::NotRestorable { source, .. } => source.kind(),
             Error::BackupUnreadable { source, .. } => repository_kind(source),

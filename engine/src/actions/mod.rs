@@ -28,6 +28,7 @@ mod pages;
 mod pipeline;
 mod places;
 mod plan;
+mod prefetch;
 mod recovery_target;
 mod reindex;
 mod restore;
@@ -56,6 +57,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use info::{EpochInfo, StanzaInfo, UnreadableBackup, info};
 pub use open::{RepositoryPlace, StorageLocation, create_storage, open_repository, open_storage};
 pub use pages::PageVerdict;
+pub use prefetch::{PrefetchOptions, forget_prefetched, is_running_low, prefetch, take_prefetched};
 pub use recovery_target::Goal;
 pub use reindex::{
     IndexOptions, IndexRebuilt, IndexVerified, index_segments, open_index, rebuild_index,
