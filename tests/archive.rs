@@ -141,10 +141,7 @@ fn a_damaged_memory_of_the_epoch_costs_a_listing_and_nothing_else() {
 fn archiving_with(options: &str) -> Stanza {
     let stanza = Stanza::archiving(system_major(), &[], "");
     let spool = stanza.server.make_folder("spool");
-    let config = fs::read_to_string(&stanza.config).unwrap();
-    let config = format!("{config}spool-path={}\n{options}\n", spool.display());
-    let rewritten = stanza.server.make_file("pgcairn.conf", config);
-    assert_eq!(rewritten, stanza.config);
+    stanza.configure(&format!("spool-path={}\n{options}", spool.display()));
     stanza
 }
 

@@ -207,6 +207,31 @@ fn a_server_that_falls_silent_is_asked_again() {
 }
 
 #[test]
+fn a_server_that_only_trickles_is_asked_again() {
+    let place = Place::with(Patience {
+        connect: Duration::from_millis(300),
+        silence: Duration::from_millis(700),
+        least_bytes_per_second: 1 << 20,
+        ..patience()
+    });
+    let body = vec![7; 100_000];
+    place.storage.put(&key("a"), &body).expect("put");
+    place.requests();
+    let trickle = Fault::Trickle(Duration::from_millis(50));
+    place.proxy.order("GET", trickle.clone());
+    assert!(place.storage.get(&key("a")).expect("get") == body);
+    assert_eq!(place.requests(), "GET 2");
+    place.proxy.order("GET", trickle);
+    let mut range = vec![0; 50_000];
+    place
+        .storage
+        .get_range(&key("a"), 1, &mut range)
+        .expect("get a range");
+    assert!(range == body[1..50_001]);
+    assert_eq!(place.requests(), "GET 2");
+}
+
+#[test]
 fn a_server_that_never_recovers_is_unreachable() {
     let place = Place::with(Patience {
         give_up: Duration::from_millis(200),

@@ -4,12 +4,16 @@
 //! on a command line or in a log.
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
 
 use pgcairn_tests::fault_proxy::{Fault, FaultProxy};
 use pgcairn_tests::postgres::{Server, Stop};
-use pgcairn_tests::process::{Finished, finish};
+use pgcairn_tests::process::{Finished, finish, wait_until};
 use pgcairn_tests::s3_server::{BUCKET, KEY, S3Server, SECRET};
 
 /// A server whose WAL and backups go into a bucket.
@@ -58,13 +62,17 @@ impl Cluster {
         cluster
     }
 
-    fn run(&self, words: &[&str]) -> Finished {
+    fn command(&self, words: &[&str]) -> Command {
         let mut command = self.server.command(self.server.pgcairn_path());
         command
             .arg(format!("--config={}", self.config.display()))
             .arg("--stanza=main")
             .args(words);
-        finish(&mut command)
+        command
+    }
+
+    fn run(&self, words: &[&str]) -> Finished {
+        finish(&mut self.command(words))
     }
 
     fn all_logs(&self) -> String {
@@ -152,4 +160,85 @@ fn a_store_that_is_down_fails_the_command_and_lists_nothing() {
     );
     let info = cluster.run(&["--output=json", "info"]).success();
     assert_eq!(info.matches("\"full\"").count(), 1, "{info}");
+}
+
+#[test]
+fn an_object_that_is_not_seen_for_a_moment_costs_a_command_at_most() {
+    let cluster = Cluster::archiving();
+    let server = &cluster.server;
+    server.pgbench(&["--initialize", "--scale=1"]);
+    cluster.run(&["--type=full", "backup"]).success();
+    for passing in [0, 1, 2, 3, 5, 8, 13, 21] {
+        cluster.proxy.order_after(passing, "GET", Fault::Absent);
+        let run = cluster.run(&["--type=incr", "backup"]);
+        cluster.proxy.forget();
+        let listed = cluster.run(&["--output=json", "info"]).success();
+        assert!(
+            run.code == Some(0) || run.stderr.contains("ERROR"),
+            "{passing}: {run:?}"
+        );
+        assert!(listed.contains("\"full\""), "{passing}: {listed}");
+    }
+    cluster.run(&["--type=incr", "backup"]).success();
+    let tables = server.hashes();
+    server.stop(Stop::Fast);
+    fs::remove_file(server.data.join("base/1/PG_VERSION")).expect("it can be damaged");
+    cluster.run(&["--delta", "restore"]).success();
+    server.start();
+    server.wait_for_promotion();
+    assert_eq!(server.hashes(), tables);
+}
+
+#[test]
+fn a_command_that_waits_for_the_store_ends_when_it_is_told_to() {
+    let cluster = Cluster::archiving();
+    for signal in [Signal::TERM, Signal::INT] {
+        let gate = cluster.proxy.order_held("PUT");
+        let mut backup = cluster
+            .command(&["--type=full", "backup"])
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("it starts");
+        gate.wait_until_reached();
+        let pid = Pid::from_child(&backup);
+        kill_process(pid, signal).expect("it runs");
+        let ended = wait_until("it has ended", || backup.try_wait().expect("it is ours"));
+        assert_eq!(ended.signal(), Some(signal.as_raw()));
+        gate.open();
+    }
+    cluster.run(&["--type=full", "backup"]).success();
+}
+
+#[test]
+fn archiving_asks_for_what_it_needs_and_lists_nothing() {
+    let cluster = Cluster::archiving();
+    let server = &cluster.server;
+    let archived = "SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver";
+    let switch = || {
+        let segment = server
+            .value("SELECT pg_walfile_name(pg_switch_wal()) FROM pg_create_restore_point('x')");
+        wait_until("it is archived", || {
+            (server.value(archived) >= segment).then_some(())
+        });
+        segment
+    };
+    switch();
+    cluster.proxy.take_passed();
+    let segment = switch();
+    let requests = cluster.proxy.take_passed().requests;
+    // The segment, and what confirms its epoch.
+    assert_eq!(requests["PUT"], 1);
+    assert_eq!(requests["GET"], 2);
+    assert!(!cluster.proxy.last_head("GET").contains("list-type"));
+    let get = || {
+        let path = server.folder().join("fetched");
+        let path = path.to_string_lossy().into_owned();
+        cluster.run(&["archive-get", &segment, &path]).success();
+        cluster.proxy.take_passed().requests
+    };
+    get();
+    let requests = get();
+    assert_eq!(requests.get("PUT"), None);
+    assert_eq!(requests["GET"], 3);
+    assert!(!cluster.proxy.last_head("GET").contains("list-type"));
 }

@@ -6,6 +6,7 @@
 )]
 
 mod archive;
+mod archive_ahead;
 mod archive_repositories;
 mod calls;
 mod careless;
@@ -21,6 +22,7 @@ mod layering;
 mod pages;
 mod pitr;
 mod postgres;
+mod postgres_ahead;
 mod postgres_files;
 mod postgres_refusals;
 mod postgres_reuse;

@@ -9,9 +9,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use crate::clock;
 use crate::options::Command;
 use crate::settings::Settings;
+use crate::{clock, commands};
 
 /// How much a line matters; a threshold lets through what is at or before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,18 +72,9 @@ impl Log {
             file: None,
         };
         let level = Level::from_name(settings.text("log-level-file"));
-        let logged = matches!(
-            settings.command,
-            Command::Backup
-                | Command::Restore
-                | Command::StanzaCreate
-                | Command::StanzaDelete
-                | Command::StanzaUpgrade
-        );
-        if let (true, true, Some(stanza)) = (logged, level > Level::Off, settings.text("stanza")) {
-            let path = settings
-                .path("log-path")
-                .join(format!("{stanza}-{}.log", settings.command.name()));
+        let named = file_name(settings).filter(|_| level > Level::Off);
+        if let Some(name) = named {
+            let path = settings.path("log-path").join(name);
             match start_file(&path) {
                 Ok(file) => log.file = Some((level, Mutex::new(file))),
                 // The default directory need not be there.
@@ -136,6 +127,22 @@ impl Log {
             let _full = file.write_all(line.as_bytes());
         }
     }
+}
+
+/// The log file of a command that has one. PostgreSQL's own log holds what the archive commands say, but those in the
+/// background have no other place to say it.
+fn file_name(settings: &Settings) -> Option<String> {
+    let background = match settings.command {
+        Command::Backup
+        | Command::Restore
+        | Command::StanzaCreate
+        | Command::StanzaDelete
+        | Command::StanzaUpgrade => "",
+        Command::ArchiveGet | Command::ArchivePush if commands::is_background(settings) => "-async",
+        _ => return None,
+    };
+    let (stanza, command) = (settings.text("stanza")?, settings.command.name());
+    Some(format!("{stanza}-{command}{background}.log"))
 }
 
 fn start_file(path: &Path) -> io::Result<File> {

@@ -15,6 +15,8 @@ use std::time::Duration;
 /// What is to happen to one request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
+    /// Nothing: it takes the place of a request that is to pass.
+    None,
     /// It is refused with a status, and with headers (each ending in `\r\n`), and never reaches the server.
     Refused(u16, &'static str),
     /// The connection breaks before the server is reached.
@@ -29,6 +31,10 @@ pub enum Fault {
     Twice,
     /// Neither the server nor the client hears anything until the proxy ends or the client goes away.
     Silence,
+    /// The server is not asked; the answer is that there is no such object.
+    Absent,
+    /// The answer's body comes byte by byte, with a pause behind each.
+    Trickle(Duration),
     /// The answer's head comes, and nothing of its body, until the proxy ends or the client goes away.
     SilentBody,
     /// The request is held back until the returned gate of [`FaultProxy::order_held`] is opened.
@@ -75,6 +81,11 @@ impl Gate {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// How S3 says that there is no such object.
+const NO_SUCH_KEY: &[u8] =
+    b"HTTP/1.1 404 Not Found\r\nContent-Type: application/xml\r\nContent-Length: 37\r\n\r\n\
+      <Error><Code>NoSuchKey</Code></Error>";
 
 /// A request to the proxy itself.
 const ASKS_WHAT_PASSED: &str = "GET /-/passed ";
@@ -140,6 +151,19 @@ impl FaultProxy {
     /// Orders a fault for the next request of this method that none is ordered for.
     pub fn order(&self, method: &'static str, fault: Fault) {
         lock(&self.state.faults).push_back((method, fault));
+    }
+
+    /// Orders a fault for the request of this method that comes after `passing` others.
+    pub fn order_after(&self, passing: usize, method: &'static str, fault: Fault) {
+        for _ in 0..passing {
+            self.order(method, Fault::None);
+        }
+        self.order(method, fault);
+    }
+
+    /// Forgets the faults that no request has met yet.
+    pub fn forget(&self) {
+        lock(&self.state.faults).clear();
     }
 
     /// Orders that the next request of this method be held back.
@@ -339,6 +363,11 @@ fn pass(
             answer(client, *status, headers)?;
             return Ok(true);
         }
+        Some(Fault::Absent) => {
+            copy_body(request, from_client, &mut io::sink(), u64::MAX)?;
+            client.write_all(NO_SUCH_KEY)?;
+            return Ok(true);
+        }
         Some(Fault::Broken) => return Ok(false),
         Some(Fault::Silence) => {
             // Until the client goes away.
@@ -379,6 +408,7 @@ fn pass(
             copy_body(&response, from_server, &mut client, *bytes)?;
             Ok(false)
         }
+        Some(Fault::Trickle(pause)) => trickle(&response, from_server, client, *pause),
         Some(Fault::SilentBody) => {
             io::copy(from_client, &mut io::sink())?;
             Ok(false)
@@ -389,6 +419,21 @@ fn pass(
             Ok(true)
         }
     }
+}
+
+fn trickle(
+    response: &Head,
+    from_server: &mut impl BufRead,
+    mut client: &TcpStream,
+    pause: Duration,
+) -> io::Result<bool> {
+    let mut body = Vec::new();
+    copy_body(response, from_server, &mut body, u64::MAX)?;
+    for byte in body {
+        client.write_all(&[byte])?;
+        thread::sleep(pause);
+    }
+    Ok(true)
 }
 
 fn answer(mut client: &TcpStream, status: u16, headers: &str) -> io::Result<()> {

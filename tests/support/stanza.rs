@@ -64,6 +64,14 @@ impl Stanza {
         stanza
     }
 
+    /// Adds lines to the configuration file; they belong to the stanza's section, or to one that they begin.
+    pub fn configure(&self, lines: &str) {
+        let config = fs::read_to_string(&self.config).expect("the configuration can be read");
+        let name = self.config.file_name().and_then(|name| name.to_str());
+        let name = name.expect("its name is text");
+        self.server.make_file(name, format!("{config}\n{lines}\n"));
+    }
+
     /// What a server's `archive_command` is.
     pub fn archive_command(&self) -> String {
         format!(

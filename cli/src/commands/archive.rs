@@ -1,6 +1,10 @@
 //! `archive-push` and `archive-get`: what PostgreSQL calls with `%p` and `%f`.
 //!
-//! Promises: a relative path is PostgreSQL's, taken from the data directory; elsewhere it is refused.
+//! With `archive-async`, a process in the background works ahead: `archive-push` without a segment pushes all that are
+//! ready, `archive-get` with the spool's own folder as the destination fetches what follows its segment.
+//!
+//! Promises: a relative path is PostgreSQL's, taken from the data directory; elsewhere it is refused. What became of the
+//! process in the background never decides that a segment is not there.
 
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -9,27 +13,42 @@ use std::time::{Duration, Instant};
 use std::{env, thread};
 
 use pgcairn_engine::actions::{
-    self, ArchiveOptions, Got, PushStatus, Pushed, PushedTo, QueueOptions,
+    self, ArchiveOptions, Got, PrefetchOptions, PushStatus, Pushed, PushedTo, QueueOptions,
 };
 
-use super::{arguments_for, compress_level, push_spool, repositories, stanza, take_lock, threads};
+use super::{
+    arguments_for, compress_level, get_spool, push_spool, repositories, stanza, take_lock, threads,
+};
 use crate::error::Error;
 use crate::exit;
 use crate::lock;
 use crate::log::Log;
 use crate::options::Command;
 use crate::progress::Progress;
+use crate::report;
 use crate::settings::Settings;
 
 /// The lock of the process that pushes what is ready.
 const QUEUE_LOCK: &str = "archive-push";
+/// The lock of the process that fetches ahead.
+const AHEAD_LOCK: &str = "archive-get";
 /// Pause between two looks for a status: it is a local file.
 const STATUS_PAUSE: Duration = Duration::from_millis(10);
+
+/// Whether this is the process that works ahead, and not the one that PostgreSQL waits for.
+pub(crate) fn is_background(settings: &Settings) -> bool {
+    let ahead = match (settings.command, settings.parameters.as_slice()) {
+        (Command::ArchivePush, []) => true,
+        (Command::ArchiveGet, [_, path]) => Path::new(path) == get_spool(settings),
+        _ => false,
+    };
+    ahead && settings.flag("archive-async")
+}
 
 pub(super) fn push(settings: &Settings, log: &Log) -> Result<u8, Error> {
     let asynchronous = settings.flag("archive-async");
     match settings.parameters.as_slice() {
-        [] if asynchronous => push_queue(settings, log),
+        [] if is_background(settings) => push_queue(settings, log),
         [path] if asynchronous => push_in_background(settings, log, &resolve(settings, path)?),
         [path] => push_one(settings, log, &resolve(settings, path)?),
         _ => Err(Error::ParameterMissing {
@@ -105,18 +124,20 @@ fn push_in_background(settings: &Settings, log: &Log, segment: &Path) -> Result<
             .as_mut()
             .is_some_and(|child| matches!(child.try_wait(), Ok(None)));
         if !ours && !lock::is_held(&settings.path("lock-path"), stanza(settings), QUEUE_LOCK) {
-            started = Some(start_queue(settings)?);
+            started = Some(start(settings, Command::ArchivePush, &[])?);
         }
         thread::sleep(STATUS_PAUSE);
     }
 }
 
-fn start_queue(settings: &Settings) -> Result<Child, Error> {
+/// Starts this program in the background.
+fn start(settings: &Settings, command: Command, parameters: &[&str]) -> Result<Child, Error> {
     let program = env::current_exe().map_err(|source| Error::OwnPath { source })?;
-    // A group of its own: what ends the archiver's children does not end it.
+    // A group of its own: what ends the server's children does not end it.
     process::Command::new(program)
-        .args(arguments_for(settings, Command::ArchivePush))
-        .arg(Command::ArchivePush.name())
+        .args(arguments_for(settings, command))
+        .arg(command.name())
+        .args(parameters)
         .current_dir(settings.path("pg1-path"))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -148,9 +169,36 @@ pub(super) fn get(settings: &Settings, log: &Log) -> Result<u8, Error> {
         });
     };
     let destination = resolve(settings, path)?;
+    if !settings.flag("archive-async") {
+        return get_one(settings, log, name, &destination);
+    }
+    if is_background(settings) {
+        return get_ahead(settings, log, name);
+    }
+    let options = prefetch_options(settings);
+    let locks = settings.path("lock-path");
+    let is_fetching = || lock::is_held(&locks, stanza(settings), AHEAD_LOCK);
+    let progress = Progress::new(log);
+    let code = if actions::take_prefetched(&options, name, &destination, is_fetching, &progress) {
+        log.info(&format!("found {name} in the archive asynchronously"));
+        0
+    } else {
+        get_one(settings, log, name, &destination)?
+    };
+    if code == 0 && actions::is_running_low(&options, name) && !is_fetching() {
+        let spool = options.spool.display().to_string();
+        // The segment was got: that the next ones will take longer is no failure.
+        if let Err(error) = start(settings, Command::ArchiveGet, &[name, &spool]) {
+            log.warn(&report::failure(&error));
+        }
+    }
+    Ok(code)
+}
+
+fn get_one(settings: &Settings, log: &Log, name: &str, destination: &Path) -> Result<u8, Error> {
     let repositories = repositories::places(settings)?;
     let (options, progress) = (options(settings), Progress::new(log));
-    match actions::archive_get(&repositories, &options, name, &destination, &progress)? {
+    match actions::archive_get(&repositories, &options, name, destination, &progress)? {
         Got::Fetched { repository } => {
             log.info(&format!("found {name} in the repo{repository} archive"));
             Ok(0)
@@ -159,6 +207,26 @@ pub(super) fn get(settings: &Settings, log: &Log) -> Result<u8, Error> {
             log.info(&format!("unable to find {name} in the archive"));
             Ok(exit::NOT_THERE)
         }
+    }
+}
+
+/// Fetches what follows a segment: what the process in the background does.
+fn get_ahead(settings: &Settings, log: &Log, name: &str) -> Result<u8, Error> {
+    let _lock = take_lock(settings, AHEAD_LOCK)?;
+    let (repositories, progress) = (repositories::places(settings)?, Progress::new(log));
+    let fetched = actions::prefetch(&repositories, &prefetch_options(settings), name, &progress)?;
+    log.info(&format!("fetched {fetched} WAL segment(s) after {name}"));
+    Ok(0)
+}
+
+fn prefetch_options(settings: &Settings) -> PrefetchOptions {
+    let queue_max = settings.number("archive-get-queue-max");
+    PrefetchOptions {
+        archive: options(settings),
+        spool: get_spool(settings),
+        queue_max: queue_max
+            .and_then(|bytes| u64::try_from(bytes).ok())
+            .unwrap_or(0),
     }
 }
 

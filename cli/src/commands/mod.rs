@@ -11,6 +11,8 @@ mod stanza_create;
 mod stanza_end;
 mod start_stop;
 
+pub(crate) use archive::is_background;
+
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -239,6 +241,12 @@ fn arguments_for(settings: &Settings, command: Command) -> Vec<String> {
 fn push_spool(settings: &Settings) -> PathBuf {
     let spool = settings.path("spool-path");
     spool.join("archive").join(stanza(settings)).join("out")
+}
+
+/// Where WAL lies that was fetched before it was asked for.
+fn get_spool(settings: &Settings) -> PathBuf {
+    let spool = settings.path("spool-path");
+    spool.join("archive").join(stanza(settings)).join("in")
 }
 
 /// The name of this machine.

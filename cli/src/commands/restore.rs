@@ -9,7 +9,9 @@ use pgcairn_engine::monitor::Tally;
 use pgcairn_engine::repository::Repository;
 use pgcairn_engine::wal_name::Timeline;
 
-use super::{arguments_for, host, push_spool, repositories, stanza, take_lock, tell, threads};
+use super::{
+    arguments_for, get_spool, host, push_spool, repositories, stanza, take_lock, tell, threads,
+};
 use crate::clock;
 use crate::error::Error;
 use crate::log::Log;
@@ -24,6 +26,7 @@ pub(super) fn run(settings: &Settings, log: &Log) -> Result<u8, Error> {
     let repository = choose(settings, &options, log)?;
     let (tally, progress) = (Tally::default(), Progress::new(log));
     actions::forget_statuses(&push_spool(settings));
+    actions::forget_prefetched(&get_spool(settings));
     let summary = actions::restore(&repository, &options, &tally, &progress)?;
     tell(
         settings,

@@ -27,15 +27,8 @@ pub(super) const ROWS: &[OptionRow] = &[
     own(
         "archive-async",
         Flag,
-        &[ArchiveGet],
-        "get WAL segments asynchronously; each is fetched when it is asked for here",
-    )
-    .effect(Nothing),
-    own(
-        "archive-async",
-        Flag,
-        &[ArchivePush, Check],
-        "push WAL segments asynchronously",
+        &[ArchiveGet, ArchivePush, Check],
+        "push and get WAL segments asynchronously",
     )
     .default("n"),
     own(
@@ -53,6 +46,13 @@ pub(super) const ROWS: &[OptionRow] = &[
     )
     .default("n")
     .effect(Unsupported),
+    own(
+        "archive-get-queue-max",
+        Size,
+        &[ArchiveGet],
+        "how much WAL is fetched before it is asked for",
+    )
+    .default("128MiB"),
     own(
         "archive-header-check",
         Flag,
@@ -399,11 +399,10 @@ pub(super) const ROWS: &[OptionRow] = &[
     OptionRow::new(
         "spool-path",
         Path,
-        &[ArchivePush, Check, Restore],
+        &[ArchiveGet, ArchivePush, Check, Restore],
         "path where transient data is stored",
     )
     .default("/var/spool/pgcairn"),
-    OptionRow::new("spool-path", Path, &[ArchiveGet], "no effect here").effect(Nothing),
     OptionRow::new("stanza", Text, WITH_CLUSTER, "defines the stanza")
         .place(CommandLine)
         .required(),

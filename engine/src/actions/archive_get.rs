@@ -12,15 +12,16 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::actions::archive::{ArchiveOptions, as_archiving, check_header, decode, key_of};
+use crate::actions::epoch_cache;
 use crate::actions::error::{Error, Result, with_causes};
 use crate::actions::open::RepositoryPlace;
-use crate::actions::pipeline::pause;
+use crate::actions::pipeline::{both, pause};
 use crate::actions::several::{RepositoryFailure, failed_in, refuse_none};
 use crate::actions::stanza::{epoch_of, epochs_of};
 use crate::cluster::control_file::{self, ControlFile};
 use crate::monitor::{Monitor, Problem};
-use crate::repository::stanza::Epoch;
 use crate::repository::{Repository, wal};
+use crate::storage::Storage;
 use crate::wal_name::{Timeline, WalFile};
 
 /// How often a segment that may still arrive is looked for.
@@ -46,27 +47,26 @@ pub(super) struct Wanted<'a> {
     pub(super) kind: WalFile,
 }
 
+/// A repository in which the stanza was read.
+pub(super) struct Opened {
+    pub(super) number: u32,
+    pub(super) repository: Repository,
+    /// The name of the newest epoch that is this cluster's.
+    pub(super) epoch: String,
+}
+
 /// What all repositories together say of a file.
-pub(super) enum Answer<'a> {
-    /// One has it.
-    Found(Found),
+enum Answer {
+    /// The repository of this number has it.
+    Found(u32, Vec<u8>),
     /// None has it, and each could be asked.
-    Absent(Vec<Asked<'a>>),
+    Absent(Vec<Opened>),
 }
 
-/// A file as a repository has it.
-pub(super) struct Found {
-    /// The repository it is from.
-    pub(super) place: u32,
-    /// The file.
-    pub(super) raw: Vec<u8>,
-}
-
-/// A repository that was asked, and did not have it.
-pub(super) struct Asked<'a> {
-    place: &'a RepositoryPlace,
-    repository: Repository,
-    epoch: String,
+/// What one repository says of a file.
+enum Looked {
+    Found(Vec<u8>),
+    Absent(Opened),
 }
 
 /// Fetches one WAL file to `destination`, which is relative to the data directory, as `%p` is.
@@ -89,9 +89,8 @@ pub fn archive_get(
     let begun = Instant::now();
     loop {
         let asked = match wanted.ask(places, monitor)? {
-            Answer::Found(found) => {
-                write(&options.pgdata.join(destination), &found.raw)?;
-                let repository = found.place;
+            Answer::Found(repository, raw) => {
+                write(&options.pgdata.join(destination), &raw)?;
                 return Ok(Got::Fetched { repository });
             }
             Answer::Absent(asked) => asked,
@@ -110,23 +109,51 @@ pub fn archive_get(
     }
 }
 
-impl<'a> Wanted<'a> {
+/// Reads a repository's configuration and the stanza in it.
+pub(super) fn open(
+    place: &RepositoryPlace,
+    options: &ArchiveOptions,
+    control: &ControlFile,
+) -> Result<Opened> {
+    let repository = place.repository()?;
+    let stanza = &options.stanza;
+    let epochs = epochs_of(&repository, stanza)?;
+    let newest = epochs.last().map(|epoch| epoch.n);
+    let own = epochs
+        .into_iter()
+        .rfind(|epoch| epoch.system_id == control.system_id && epoch.version == control.version);
+    if let Some(epoch) = own.filter(|own| Some(own.n) == newest) {
+        epoch_cache::remember(options, &repository, epoch);
+    }
+    let epoch = match own {
+        Some(own) => own,
+        None => epoch_of(&repository, stanza, control, &options.pgdata).map_err(as_archiving)?,
+    };
+    Ok(Opened {
+        number: place.number,
+        repository,
+        epoch: epoch.name(),
+    })
+}
+
+impl Wanted<'_> {
     /// Asks one repository after the other until one has the file.
-    pub(super) fn ask(
-        &self,
-        places: &'a [RepositoryPlace],
-        monitor: &dyn Monitor,
-    ) -> Result<Answer<'a>> {
+    fn ask(&self, places: &[RepositoryPlace], monitor: &dyn Monitor) -> Result<Answer> {
         let (mut absent, mut failures) = (Vec::new(), Vec::new());
         for place in places {
-            match self.look(place) {
-                Ok(Answer::Found(found)) => {
+            // What the quick way does not find is looked for again, and told, on the other.
+            let looked = match self.fetch_quickly(place) {
+                Some(raw) => Ok(Looked::Found(raw)),
+                None => self.look(place),
+            };
+            match looked {
+                Ok(Looked::Found(raw)) => {
                     for failure in failures {
                         monitor.problem(&passed_over(&failure, self.name, place.number));
                     }
-                    return Ok(Answer::Found(found));
+                    return Ok(Answer::Found(place.number, raw));
                 }
-                Ok(Answer::Absent(asked)) => absent.extend(asked),
+                Ok(Looked::Absent(opened)) => absent.push(opened),
                 Err(error) => failures.push(RepositoryFailure {
                     number: place.number,
                     error,
@@ -139,68 +166,67 @@ impl<'a> Wanted<'a> {
         Err(self.cannot_tell(failures, places.len()))
     }
 
+    /// Opens a repository and looks whether it has the file.
+    fn look(&self, place: &RepositoryPlace) -> Result<Looked> {
+        let opened = open(place, self.options, self.control)?;
+        let raw = self.fetch(&opened)?;
+        Ok(raw.map_or(Looked::Absent(opened), Looked::Found))
+    }
+
+    /// The file from where the epoch is remembered to be, if it is there and the memory is right: one round trip, and no
+    /// listing.
+    fn fetch_quickly(&self, place: &RepositoryPlace) -> Option<Vec<u8>> {
+        let storage = place.storage().ok()?;
+        let (storage, stanza) = (storage.as_ref(), &self.options.stanza);
+        let remembered = epoch_cache::read(self.options, storage, self.control)?;
+        let epoch = remembered.epoch.name();
+        let (confirmed, raw) = both(
+            || epoch_cache::is_confirmed(storage, stanza, &remembered),
+            || self.fetch_from(storage, &epoch),
+        );
+        raw.ok()?.filter(|_| matches!(confirmed, Ok(true)))
+    }
+
     fn cannot_tell(&self, failures: Vec<RepositoryFailure>, asked: usize) -> Error {
         let what = || format!("it cannot be told whether {} exists", self.name);
         failed_in(what, failures, asked)
     }
 
-    /// What one repository says.
-    fn look(&self, place: &'a RepositoryPlace) -> Result<Answer<'a>> {
+    /// The file as one repository has it, if it has.
+    pub(super) fn fetch(&self, from: &Opened) -> Result<Option<Vec<u8>>> {
+        self.fetch_from(from.repository.storage.as_ref(), &from.epoch)
+    }
+
+    fn fetch_from(&self, storage: &dyn Storage, epoch: &str) -> Result<Option<Vec<u8>>> {
         let stanza = &self.options.stanza;
-        let repository = place.repository()?;
-        let epoch = self.epoch(&repository)?.name();
-        let object = match wal::get(repository.storage.as_ref(), stanza, &epoch, self.name) {
+        let object = match wal::get(storage, stanza, epoch, self.name) {
             Ok(object) => object,
-            Err(error) if error.is_not_found() => {
-                return Ok(Answer::Absent(vec![Asked {
-                    place,
-                    repository,
-                    epoch,
-                }]));
-            }
+            Err(error) if error.is_not_found() => return Ok(None),
             Err(error) => return Err(Error::Repository(error)),
         };
-        let key = key_of(stanza, &epoch, self.name)?;
+        let key = key_of(stanza, epoch, self.name)?;
         let raw = decode(&object, key.clone())?;
         // PostgreSQL would take another segment's content for the end of the WAL.
         if self.options.header_check && matches!(self.kind, WalFile::Segment | WalFile::Partial) {
-            check_header(&raw, raw.len() as u64, self.name, self.control, |found| {
-                Error::WalMisplaced {
-                    key: key.clone(),
-                    found,
-                }
-            })?;
+            let bytes = raw.len() as u64;
+            let misplaced = |found| Error::WalMisplaced {
+                key: key.clone(),
+                found,
+            };
+            check_header(&raw, bytes, self.name, self.control, misplaced)?;
         }
-        Ok(Answer::Found(Found {
-            place: place.number,
-            raw,
-        }))
-    }
-
-    /// The newest epoch of the stanza that is this cluster's.
-    fn epoch(&self, repository: &Repository) -> Result<Epoch> {
-        let (stanza, control) = (&self.options.stanza, self.control);
-        let epochs = epochs_of(repository, stanza)?;
-        let own = epochs.into_iter().rfind(|epoch| {
-            epoch.system_id == control.system_id && epoch.version == control.version
-        });
-        match own {
-            Some(own) => Ok(own),
-            None => {
-                epoch_of(repository, stanza, control, &self.options.pgdata).map_err(as_archiving)
-            }
-        }
+        Ok(Some(raw))
     }
 
     /// What says that the WAL does not end before this absent file, if anything does.
-    fn evidence_of_more(&self, asked: &[Asked<'_>]) -> Result<Option<String>> {
+    fn evidence_of_more(&self, asked: &[Opened]) -> Result<Option<String>> {
         let mut failures = Vec::new();
         for one in asked {
             match self.evidence_in(one) {
                 Ok(None) => {}
                 Ok(evidence) => return Ok(evidence),
                 Err(error) => failures.push(RepositoryFailure {
-                    number: one.place.number,
+                    number: one.number,
                     error,
                 }),
             }
@@ -211,12 +237,12 @@ impl<'a> Wanted<'a> {
         Err(self.cannot_tell(failures, asked.len()))
     }
 
-    fn evidence_in(&self, asked: &Asked<'_>) -> Result<Option<String>> {
+    fn evidence_in(&self, asked: &Opened) -> Result<Option<String>> {
         if self.kind != WalFile::Segment {
             return Ok(None);
         }
         let (stanza, name) = (&self.options.stanza, self.name);
-        let Asked {
+        let Opened {
             repository, epoch, ..
         } = asked;
         if let Some(gap) =
@@ -251,9 +277,7 @@ fn passed_over(failure: &RepositoryFailure, name: &str, found_in: u32) -> Proble
 
 /// Writes a fetched file whole: PostgreSQL must never see a part of a segment.
 pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".pgcairn.tmp");
-    let temporary = PathBuf::from(temporary);
+    let temporary = temporary(path);
     let written = File::create(&temporary).and_then(|mut file| {
         file.write_all(bytes)?;
         file.sync_data()?;
@@ -266,4 +290,11 @@ pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
             source,
         }
     })
+}
+
+/// The name that a file has beside its destination until it is whole and checked.
+pub(super) fn temporary(destination: &Path) -> PathBuf {
+    let mut name = destination.as_os_str().to_owned();
+    name.push(".pgcairn.tmp");
+    PathBuf::from(name)
 }

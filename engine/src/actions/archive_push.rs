@@ -14,7 +14,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::actions::archive::{ArchiveOptions, as_archiving, check_header, decode, key_of};
 use crate::actions::copy::is_zero;
-use crate::actions::epoch_cache::{self, Remembered};
+use crate::actions::epoch_cache;
 use crate::actions::error::{Error, Result};
 use crate::actions::open::RepositoryPlace;
 use crate::actions::pipeline::{both, map};
@@ -162,15 +162,7 @@ impl<'a> Source<'a> {
         let epoch = epoch_of(&repository, &options.stanza, self.control, &options.pgdata)
             .map_err(as_archiving)?;
         let pushed = self.put(repository.storage.as_ref(), &epoch.name())?;
-        if !repository.config.capabilities.put_if_absent {
-            // With a remembered epoch nobody would look, before the put, whether the file is there.
-            return Ok(pushed);
-        }
-        let found = Remembered {
-            repository: repository.id,
-            epoch,
-        };
-        epoch_cache::write(options, storage.as_ref(), &found);
+        epoch_cache::remember(options, &repository, epoch);
         Ok(pushed)
     }
 

@@ -16,6 +16,7 @@ use crate::actions::pipeline::both;
 use crate::cluster::control_file::ControlFile;
 use crate::codec::{self, RecordKind};
 use crate::ids::{RepositoryId, short_digest};
+use crate::repository::Repository;
 use crate::repository::stanza::{self, Epoch};
 use crate::storage::Storage;
 
@@ -45,8 +46,26 @@ pub(super) fn read(
     fits.then_some(remembered)
 }
 
-/// Remembers an epoch that was found.
-pub(super) fn write(options: &ArchiveOptions, storage: &dyn Storage, found: &Remembered) {
+/// Remembers the newest epoch of a stanza, which was just found. Not where a put may replace an object: with a remembered
+/// epoch nobody would look, before the put, whether the file is there.
+pub(super) fn remember(options: &ArchiveOptions, repository: &Repository, epoch: Epoch) {
+    let found = Remembered {
+        repository: repository.id,
+        epoch,
+    };
+    let storage = repository.storage.as_ref();
+    let known = || {
+        let bytes = fs::read(path(options, storage)).ok()?;
+        let (_, known): (_, Remembered) =
+            codec::open(RecordKind::Local, None, &key(options, storage), &bytes).ok()?;
+        Some(known)
+    };
+    if repository.config.capabilities.put_if_absent && known().as_ref() != Some(&found) {
+        write(options, storage, &found);
+    }
+}
+
+fn write(options: &ArchiveOptions, storage: &dyn Storage, found: &Remembered) {
     let path = path(options, storage);
     let key = key(options, storage);
     let Ok(bytes) = codec::seal(RecordKind::Local, found.repository, &key, found) else {

@@ -15,6 +15,7 @@ mod commit;
 mod copy;
 mod epoch_cache;
 mod error;
+mod error_kind;
 mod fetch;
 mod fill;
 mod info;
@@ -28,6 +29,7 @@ mod pages;
 mod pipeline;
 mod places;
 mod plan;
+mod prefetch;
 mod probe;
 mod recovery_target;
 mod reindex;
@@ -56,10 +58,12 @@ pub use archive_queue::{
 };
 pub use backup::{BackupOptions, BackupSummary, backup, backup_from_standby};
 pub use check::{CheckItem, CheckOptions, Verdict, check};
-pub use error::{Error, ErrorKind, Result};
+pub use error::{Error, Result};
+pub use error_kind::ErrorKind;
 pub use info::{EpochInfo, StanzaInfo, UnreadableBackup, info};
 pub use open::{RepositoryPlace, StorageLocation, create_storage, open_repository, open_storage};
 pub use pages::PageVerdict;
+pub use prefetch::{PrefetchOptions, forget_prefetched, is_running_low, prefetch, take_prefetched};
 pub use recovery_target::Goal;
 pub use reindex::{
     IndexOptions, IndexRebuilt, IndexVerified, index_segments, open_index, rebuild_index,

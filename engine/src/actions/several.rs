@@ -4,7 +4,8 @@
 
 use std::fmt;
 
-use crate::actions::error::{Error, ErrorKind, Result, with_causes};
+use crate::actions::error::{Error, Result, with_causes};
+use crate::actions::error_kind::ErrorKind;
 use crate::actions::open::RepositoryPlace;
 
 /// How one of several repositories failed.

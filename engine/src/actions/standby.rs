@@ -11,7 +11,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::actions::backup::BackupOptions;
-use crate::actions::error::{Error, ErrorKind, Result};
+use crate::actions::error::{Error, Result};
+use crate::actions::error_kind::ErrorKind;
 use crate::actions::online::check_same;
 use crate::actions::pipeline::pause;
 use crate::cluster::control_file::{self, ControlFile};

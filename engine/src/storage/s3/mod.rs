@@ -24,6 +24,7 @@ use aws_sdk_s3::types::{
     ChecksumAlgorithm, Delete, ObjectIdentifier, RequestPayer, ServerSideEncryption, StorageClass,
 };
 use tokio::runtime::{Handle, Runtime};
+use tokio::time::{sleep, timeout};
 
 use crate::storage::{Error, ErrorKind, Key, Object, Result, Storage};
 use answer::{Answer, Asked, Failure, chain, judge, region_in, without_answer};
@@ -134,7 +135,7 @@ impl S3Storage {
         let persist = async {
             let mut attempts = Attempts::new(&self.patience);
             loop {
-                let timed = tokio::time::timeout(deadline, attempt()).await;
+                let timed = timeout(deadline, attempt()).await;
                 let outcome = timed.unwrap_or_else(|_| {
                     Err(Failure::unanswered(format!(
                         "no answer within {deadline:?}"
@@ -145,7 +146,7 @@ impl S3Storage {
                     settled => return settled,
                 };
                 match attempts.pause(failure.retry_after) {
-                    Some(pause) => tokio::time::sleep(pause).await,
+                    Some(pause) => sleep(pause).await,
                     None => {
                         return Err(Failure {
                             text: format!("{}{}", failure.text, attempts.told()),
@@ -226,35 +227,35 @@ impl S3Storage {
         })
     }
 
-    /// Reads a body to its end, handing on each part; a server that falls silent is not waited for.
+    /// Reads a body of `bytes` to its end, handing on each part. A server that falls silent is not waited for, nor one that
+    /// is slower than any transfer should be.
     async fn drain(
         &self,
         output: &mut GetObjectOutput,
+        bytes: u64,
         mut take: impl FnMut(&[u8]) -> bool,
     ) -> Outcome<()> {
-        loop {
-            let next = tokio::time::timeout(self.patience.silence, output.body.next()).await;
-            match next {
-                Err(_) => {
-                    return Err(Failure::unanswered(
-                        "the server fell silent within the object",
-                    ));
+        let slowest = self.patience.deadline(bytes);
+        let read = async {
+            while let Ok(next) = timeout(self.patience.silence, output.body.next()).await {
+                match next {
+                    Some(Err(error)) => {
+                        let text = format!("the object broke off: {}", chain(&error));
+                        return Err(Failure::unanswered(text));
+                    }
+                    Some(Ok(part)) if !take(&part) => {
+                        let text = "the server sent more than it announced";
+                        return Err(Failure::unanswered(text));
+                    }
+                    Some(Ok(_)) => {}
+                    None => return Ok(()),
                 }
-                Ok(Some(Err(error))) => {
-                    return Err(Failure::unanswered(format!(
-                        "the object broke off: {}",
-                        chain(&error)
-                    )));
-                }
-                Ok(Some(Ok(part))) if !take(&part) => {
-                    return Err(Failure::unanswered(
-                        "the server sent more than it announced",
-                    ));
-                }
-                Ok(Some(Ok(_))) => {}
-                Ok(None) => return Ok(()),
             }
-        }
+            let text = "the server fell silent within the object";
+            Err(Failure::unanswered(text))
+        };
+        let slow = |_| Failure::unanswered(format!("the object did not come within {slowest:?}"));
+        timeout(slowest, read).await.map_err(slow)?
     }
 
     /// Who pays for the requests, where that is not the bucket's owner.
@@ -282,7 +283,7 @@ impl S3Storage {
         let announced = u64::try_from(output.content_length().unwrap_or(0)).unwrap_or(0);
         let mut body =
             Vec::with_capacity(usize::try_from(announced.min(LARGEST_RESERVE)).unwrap_or(0));
-        self.drain(&mut output, |part| {
+        self.drain(&mut output, announced, |part| {
             body.extend_from_slice(part);
             true
         })
@@ -319,7 +320,7 @@ impl S3Storage {
             }
         }
         let mut filled = 0_usize;
-        self.drain(&mut output, |part| {
+        self.drain(&mut output, end - offset, |part| {
             let place = buffer.get_mut(filled..filled.saturating_add(part.len()));
             filled += part.len();
             place.map(|place| place.copy_from_slice(part)).is_some()
@@ -341,7 +342,7 @@ impl S3Storage {
         E: ProvideErrorMetadata + std::error::Error + 'static,
     {
         let patience = &self.patience;
-        match tokio::time::timeout(patience.connect + patience.silence, request).await {
+        match timeout(patience.connect + patience.silence, request).await {
             Ok(answer) => answer.map_err(|error| self.refusal(&error)),
             Err(_) => Err(Failure::unanswered("the server does not answer")),
         }
