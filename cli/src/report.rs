@@ -141,7 +141,7 @@ fn hints_of_standby(problem: &StandbyError) -> &'static [&'static str] {
 fn hints_of_kind(kind: ErrorKind) -> &'static [&'static str] {
     match kind {
         ErrorKind::NotARepository | ErrorKind::StorageUnreachable => &[
-            "is repo1-path right, and its disk mounted?",
+            "is the repository's path right, and its disk mounted or its store reachable?",
             "stanza-create makes the repository when there is none.",
         ],
         ErrorKind::NotEmpty => &["choose an empty directory for a new repository."],

@@ -104,6 +104,7 @@ impl S3Server {
     /// How this server is reached, or a proxy before it.
     pub fn options(at: SocketAddr) -> S3Options {
         S3Options {
+            repo: "repo1".to_owned(),
             bucket: BUCKET.to_owned(),
             prefix: "repo/sitory".to_owned(),
             endpoint: Some(format!("http://{at}")),

@@ -40,6 +40,7 @@ pub(super) fn location(settings: &Settings, number: u32) -> Result<StorageLocati
     }
     let owned = |name| of.text(name).map(str::to_owned);
     Ok(StorageLocation::S3(Box::new(S3Options {
+        repo: format!("repo{number}"),
         bucket: owned("s3-bucket").unwrap_or_default(),
         prefix: path.to_string_lossy().trim_matches('/').to_owned(),
         endpoint: endpoint(&of),

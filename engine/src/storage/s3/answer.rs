@@ -68,6 +68,8 @@ pub(super) struct Answer<'a> {
 pub(super) struct Asked<'a> {
     pub(super) bucket: &'a str,
     pub(super) region: &'a str,
+    /// What the options of the repository begin with, `repo1` for instance.
+    pub(super) repo: &'a str,
 }
 
 /// The longest time a server may ask to be left alone.
@@ -75,13 +77,13 @@ const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(30);
 
 /// Judges a refusal.
 pub(super) fn judge(answer: &Answer<'_>, asked: &Asked<'_>) -> Failure {
-    named(answer, asked).unwrap_or_else(|| by_status(answer))
+    named(answer, asked).unwrap_or_else(|| by_status(answer, asked))
 }
 
 /// The refusals that S3 has a word for.
 fn named(answer: &Answer<'_>, asked: &Asked<'_>) -> Option<Failure> {
     use ErrorKind::{Denied, Full, NotFound, Other, Truncated, Unreachable};
-    let Asked { bucket, region } = asked;
+    let Asked { bucket, repo, .. } = asked;
     let lasting = |kind, text: String| Some(Failure::lasting(kind, with_message(text, answer)));
     // A redirection may come without a body.
     let redirected = answer.region.is_some() && (300..400).contains(&answer.status);
@@ -90,25 +92,13 @@ fn named(answer: &Answer<'_>, asked: &Asked<'_>) -> Option<Failure> {
         "InvalidRange" => Some(Failure::lasting(Truncated, "InvalidRange")),
         "NoSuchBucket" | "InvalidBucketName" => lasting(
             Unreachable,
-            format!("there is no bucket '{bucket}': check repo1-s3-bucket and repo1-s3-endpoint"),
+            format!("there is no bucket '{bucket}': check {repo}-s3-bucket and {repo}-s3-endpoint"),
         ),
         "PermanentRedirect"
         | "TemporaryRedirect"
         | "Redirect"
         | "AuthorizationHeaderMalformed"
-        | "IllegalLocationConstraintException" => {
-            let right = answer.region.map_or_else(
-                || "is in another one".to_owned(),
-                |right| format!("is in '{right}'"),
-            );
-            lasting(
-                Unreachable,
-                format!(
-                    "bucket '{bucket}' was asked for in region '{region}' but {right}: set repo1-s3-region (and \
-                         repo1-s3-endpoint, if it names a region)"
-                ),
-            )
-        }
+        | "IllegalLocationConstraintException" => lasting(Unreachable, elsewhere(answer, asked)),
         "RequestTimeTooSkewed" | "RequestExpired" => {
             let server = answer.date.map_or_else(String::new, |date| {
                 format!(" (the server's clock says {date})")
@@ -120,21 +110,22 @@ fn named(answer: &Answer<'_>, asked: &Asked<'_>) -> Option<Failure> {
         }
         "InvalidAccessKeyId" | "NotSignedUp" => lasting(
             Denied,
-            "the access key is not known: check repo1-s3-key".to_owned(),
+            format!("the access key is not known: check {repo}-s3-key"),
         ),
         "SignatureDoesNotMatch" => lasting(
             Denied,
-            "the secret key does not fit the access key: check repo1-s3-key-secret".to_owned(),
+            format!("the secret key does not fit the access key: check {repo}-s3-key-secret"),
         ),
         "ExpiredToken" | "InvalidToken" | "TokenRefreshRequired" => lasting(
             Denied,
-            "the session token is not valid, or not any more: check repo1-s3-token".to_owned(),
+            format!("the session token is not valid, or not any more: check {repo}-s3-token"),
         ),
         "AccessDenied" | "AllAccessDisabled" | "AccountProblem" => lasting(
             Denied,
             format!(
                 "access denied: the key needs s3:ListBucket on bucket '{bucket}' and s3:GetObject, s3:PutObject and \
-                     s3:DeleteObject on its objects"
+                     s3:DeleteObject on its objects; some servers say the same of a wrong {repo}-s3-key or \
+                     {repo}-s3-key-secret"
             ),
         ),
         "InvalidObjectState" => lasting(
@@ -153,8 +144,26 @@ fn named(answer: &Answer<'_>, asked: &Asked<'_>) -> Option<Failure> {
     }
 }
 
+/// The bucket is not where it was asked for.
+fn elsewhere(answer: &Answer<'_>, asked: &Asked<'_>) -> String {
+    let Asked {
+        bucket,
+        region,
+        repo,
+    } = asked;
+    let right = answer.region.map_or_else(
+        || "is in another one".to_owned(),
+        |right| format!("is in '{right}'"),
+    );
+    format!(
+        "bucket '{bucket}' was asked for in region '{region}' but {right}: set {repo}-s3-region (and {repo}-s3-endpoint, \
+         if it names a region)"
+    )
+}
+
 /// The other refusals, by their status alone.
-fn by_status(answer: &Answer<'_>) -> Failure {
+fn by_status(answer: &Answer<'_>, asked: &Asked<'_>) -> Failure {
+    let repo = asked.repo;
     let text = with_message(
         match answer.code {
             Some(code) => format!("the server answered {} {code}", answer.status),
@@ -187,11 +196,11 @@ fn by_status(answer: &Answer<'_>) -> Failure {
         ),
         404 => Failure::lasting(
             ErrorKind::Other,
-            format!("{text}, but not as S3 says it: does repo1-s3-endpoint lead to an S3 server?"),
+            format!("{text}, but not as S3 says it: does {repo}-s3-endpoint lead to an S3 server?"),
         ),
         300..=399 => Failure::lasting(
             ErrorKind::Unreachable,
-            format!("{text}: check repo1-s3-endpoint and repo1-s3-region"),
+            format!("{text}: check {repo}-s3-endpoint and {repo}-s3-region"),
         ),
         _ => Failure::lasting(ErrorKind::Other, text),
     }
@@ -205,14 +214,16 @@ fn with_message(text: String, answer: &Answer<'_>) -> String {
 }
 
 /// What a person should check when there was no answer at all, from the words of what went wrong.
-pub(super) fn without_answer(chain: &str) -> Failure {
+pub(super) fn without_answer(chain: &str, repo: &str) -> Failure {
     let lower = chain.to_ascii_lowercase();
     let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
     if has(&["no providers in chain", "credentialsnotloaded"]) {
         return Failure::lasting(
             ErrorKind::Denied,
-            "no credentials were found: set repo1-s3-key and repo1-s3-key-secret, or use one of the usual places \
-             (environment, profile, web identity, pod identity, instance metadata)",
+            format!(
+                "no credentials were found: set {repo}-s3-key and {repo}-s3-key-secret, or use one of the usual places \
+                 (environment, profile, web identity, pod identity, instance metadata)"
+            ),
         );
     }
     if has(&["credential"]) {
@@ -225,7 +236,7 @@ pub(super) fn without_answer(chain: &str) -> Failure {
         return Failure::lasting(
             ErrorKind::Unreachable,
             format!(
-                "the server's certificate is not trusted: {chain}: check repo1-storage-ca-file and the host's name"
+                "the server's certificate is not trusted: {chain}: check {repo}-storage-ca-file and the host's name"
             ),
         );
     }
@@ -239,7 +250,7 @@ pub(super) fn without_answer(chain: &str) -> Failure {
     }
     if has(&["dns error", "failed to lookup", "name or service not known"]) {
         return Failure::unanswered(format!(
-            "the server's name cannot be resolved: {chain}: check repo1-s3-endpoint, repo1-storage-host and DNS"
+            "the server's name cannot be resolved: {chain}: check {repo}-s3-endpoint, {repo}-storage-host and DNS"
         ));
     }
     Failure::unanswered(format!("no answer: {chain}"))
@@ -273,6 +284,7 @@ mod tests {
     const ASKED: Asked<'_> = Asked {
         bucket: "cairns",
         region: "us-east-1",
+        repo: "repo1",
     };
 
     fn refused(status: u16, code: Option<&str>) -> Failure {
@@ -339,11 +351,11 @@ mod tests {
 
     #[test]
     fn what_went_wrong_without_an_answer_says_what_to_check() {
-        let text = |chain| without_answer(chain).text;
+        let text = |chain| without_answer(chain, "repo2").text;
         assert!(text("dns error: failed to lookup address information").contains("DNS"));
-        assert!(text("invalid peer certificate: UnknownIssuer").contains("repo1-storage-ca-file"));
-        assert!(text("no providers in chain provided credentials").contains("repo1-s3-key"));
-        assert!(without_answer("connection reset by peer").again);
-        assert!(!without_answer("invalid peer certificate: Expired").again);
+        assert!(text("invalid peer certificate: UnknownIssuer").contains("repo2-storage-ca-file"));
+        assert!(text("no providers in chain provided credentials").contains("repo2-s3-key"));
+        assert!(without_answer("connection reset by peer", "repo1").again);
+        assert!(!without_answer("invalid peer certificate: Expired", "repo1").again);
     }
 }

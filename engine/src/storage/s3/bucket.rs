@@ -22,6 +22,8 @@ const AWS_DOMAINS: [&str; 2] = [".amazonaws.com", ".amazonaws.com.cn"];
 /// Which bucket, and how it is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct S3Options {
+    /// What the user's options of this repository begin with, as messages name them: `repo1`.
+    pub repo: String,
     /// The bucket.
     pub bucket: String,
     /// The repository's path in it; empty, or without a slash at either end.
@@ -198,6 +200,7 @@ mod tests {
 
     fn at(endpoint: Option<&str>) -> S3Options {
         S3Options {
+            repo: "repo1".to_owned(),
             bucket: "cairns".to_owned(),
             prefix: "repo".to_owned(),
             endpoint: endpoint.map(str::to_owned),

@@ -14,6 +14,7 @@ mod patience;
 
 use std::future::Future;
 use std::mem;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use aws_sdk_s3::Client;
 use aws_sdk_s3::error::{BuildError, ProvideErrorMetadata, SdkError};
@@ -56,6 +57,10 @@ pub struct S3Storage {
     /// What stands before every key: empty, or ending with a slash.
     prefix: String,
     place: String,
+    /// What the options of the repository begin with.
+    repo: String,
+    /// The server has answered: it is where it should be.
+    known: AtomicBool,
     region: String,
     patience: Patience,
     objects: ObjectOptions,
@@ -98,13 +103,15 @@ impl S3Storage {
         let region = config.region().map(ToString::to_string).ok_or_else(|| {
             fail(
                 ErrorKind::Other,
-                "no region is known: set repo1-s3-region".to_owned(),
+                format!("no region is known: set {}-s3-region", options.repo),
             )
         })?;
         Ok(S3Storage {
             client: Client::from_conf(config),
             bucket: options.bucket.clone(),
             prefix: options.key_prefix(),
+            repo: options.repo.clone(),
+            known: AtomicBool::new(false),
             region,
             patience: options.patience.clone(),
             objects: options.objects.clone(),
@@ -143,9 +150,12 @@ impl S3Storage {
                 });
                 let failure = match outcome {
                     Err(failure) if failure.again => failure,
-                    settled => return settled,
+                    settled => {
+                        self.known.store(true, Ordering::Relaxed);
+                        return settled;
+                    }
                 };
-                match attempts.pause(failure.retry_after) {
+                match attempts.pause(failure.retry_after, self.known.load(Ordering::Relaxed)) {
                     Some(pause) => sleep(pause).await,
                     None => {
                         return Err(Failure {
@@ -159,6 +169,14 @@ impl S3Storage {
         self.handle.block_on(persist)
     }
 
+    fn asked(&self) -> Asked<'_> {
+        Asked {
+            bucket: &self.bucket,
+            region: &self.region,
+            repo: &self.repo,
+        }
+    }
+
     fn refusal<E>(&self, error: &SdkError<E>) -> Failure
     where
         E: ProvideErrorMetadata + std::error::Error + 'static,
@@ -167,8 +185,9 @@ impl S3Storage {
             SdkError::ServiceError(refused) => refused.raw(),
             // What came is no answer of S3's; its status says whether to ask again.
             SdkError::ResponseError(broken) if !broken.raw().status().is_success() => broken.raw(),
-            _ => return without_answer(&chain(error)),
+            _ => return without_answer(&chain(error), &self.repo),
         };
+        self.known.store(true, Ordering::Relaxed);
         let header = |name: &str| raw.headers().get(name);
         let body = raw
             .body()
@@ -182,10 +201,7 @@ impl S3Storage {
             date: header("date"),
             retry_after: header("retry-after"),
         };
-        let asked = Asked {
-            bucket: &self.bucket,
-            region: &self.region,
-        };
+        let asked = self.asked();
         judge(&answer, &asked)
     }
 
@@ -412,10 +428,7 @@ impl S3Storage {
             message: refused.message(),
             ..Answer::default()
         };
-        let asked = Asked {
-            bucket: &self.bucket,
-            region: &self.region,
-        };
+        let asked = self.asked();
         let failure = judge(&answer, &asked);
         Err(Failure {
             text: format!("{}: {}", refused.key().unwrap_or_default(), failure.text),

@@ -20,6 +20,8 @@ pub struct Patience {
     pub longest_pause: Duration,
     /// After this time no further attempt is begun.
     pub give_up: Duration,
+    /// The same while the server has never answered: it may not be where it is looked for.
+    pub give_up_unknown: Duration,
 }
 
 impl Default for Patience {
@@ -33,6 +35,7 @@ impl Default for Patience {
             first_pause: Duration::from_millis(100),
             longest_pause: Duration::from_secs(10),
             give_up: Duration::from_mins(2),
+            give_up_unknown: Duration::from_secs(15),
         }
     }
 }
@@ -62,8 +65,14 @@ impl<'a> Attempts<'a> {
         }
     }
 
-    /// After a failed attempt: how long to pause before the next, `None` if there is to be none.
-    pub(super) fn pause(&mut self, asked: Option<Duration>) -> Option<Duration> {
+    /// After a failed attempt: how long to pause before the next, `None` if there is to be none. `known`: the server has
+    /// answered before.
+    pub(super) fn pause(&mut self, asked: Option<Duration>, known: bool) -> Option<Duration> {
+        let give_up = if known {
+            self.patience.give_up
+        } else {
+            self.patience.give_up.min(self.patience.give_up_unknown)
+        };
         let doubled = self
             .patience
             .first_pause
@@ -75,7 +84,7 @@ impl<'a> Attempts<'a> {
         let pause = pause
             .mul_f64(0.5 + random / 2.0)
             .max(asked.unwrap_or_default());
-        (self.begun.elapsed() + pause < self.patience.give_up).then_some(pause)
+        (self.begun.elapsed() + pause < give_up).then_some(pause)
     }
 
     /// How often it was tried, in words.
@@ -104,16 +113,28 @@ mod tests {
         };
         let mut attempts = Attempts::new(&patience);
         for longest in [1, 2, 4, 4, 4] {
-            let pause = attempts.pause(None).unwrap();
+            let pause = attempts.pause(None, true).unwrap();
             assert!(pause <= Duration::from_secs(longest), "{pause:?}");
             assert!(pause >= Duration::from_secs(longest) / 2, "{pause:?}");
         }
-        assert_eq!(attempts.pause(Some(Duration::from_secs(30))), None);
+        assert_eq!(attempts.pause(Some(Duration::from_secs(30)), true), None);
     }
 
     #[test]
     fn what_is_large_may_take_longer() {
         let patience = Patience::default();
         assert!(patience.deadline(32 << 20) > patience.deadline(0) + Duration::from_mins(2));
+    }
+
+    #[test]
+    fn a_server_that_never_answered_is_given_up_sooner() {
+        let patience = Patience {
+            first_pause: Duration::from_secs(20),
+            longest_pause: Duration::from_secs(20),
+            ..Patience::default()
+        };
+        let asked = Some(Duration::from_secs(20));
+        assert!(Attempts::new(&patience).pause(asked, true).is_some());
+        assert_eq!(Attempts::new(&patience).pause(asked, false), None);
     }
 }
