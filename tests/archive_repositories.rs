@@ -291,7 +291,10 @@ fn a_queued_file_is_done_once_all_repositories_hold_it_and_a_gap_is_recorded_in_
     };
     let run =
         |queue_max| actions::push_queue(&two.places, &options(queue_max), &NoMonitor).unwrap();
-    let status = |name: &str| actions::push_status(&two.site.beside("spool"), name);
+    let status = |name: &str| {
+        let file = pgdata.join("pg_wal").join(name);
+        actions::push_status(&two.site.beside("spool"), &file)
+    };
     let name = ready(1);
     two.without(2, || run(None));
     match status(&name) {

@@ -7,6 +7,7 @@
 
 mod archive;
 mod archive_ahead;
+mod archive_drills;
 mod archive_repositories;
 mod calls;
 mod careless;

@@ -94,7 +94,8 @@ fn push_queue(settings: &Settings, log: &Log) -> Result<u8, Error> {
     Ok(0)
 }
 
-/// Waits for what the process in the background says of a segment, and starts that process if none runs.
+/// Waits for what the process in the background says of a segment, and starts that process if none runs. If that ends
+/// and has nothing to say of it (the spool cannot be written, or another file failed first), the segment is pushed here.
 fn push_in_background(settings: &Settings, log: &Log, segment: &Path) -> Result<u8, Error> {
     let name = name_of(segment);
     let spool = push_spool(settings);
@@ -103,7 +104,9 @@ fn push_in_background(settings: &Settings, log: &Log, segment: &Path) -> Result<
     actions::forget_failure(&spool, &name);
     let mut started: Option<Child> = None;
     loop {
-        match actions::push_status(&spool, &name) {
+        // In this order: what a process has said before it ended is seen.
+        let ended = started.as_mut().and_then(|child| child.try_wait().ok()?);
+        match actions::push_status(&spool, segment) {
             Some(PushStatus::Done(warning)) => {
                 log.info(&format!(
                     "pushed WAL file '{name}' to the archive asynchronously"
@@ -120,10 +123,21 @@ fn push_in_background(settings: &Settings, log: &Log, segment: &Path) -> Result<
             let seconds = timeout.as_secs();
             return Err(Error::PushTimeout { name, seconds });
         }
-        let ours = started
-            .as_mut()
-            .is_some_and(|child| matches!(child.try_wait(), Ok(None)));
-        if !ours && !lock::is_held(&settings.path("lock-path"), stanza(settings), QUEUE_LOCK) {
+        match ended.map(|status| status.code()) {
+            // Another one was quicker.
+            Some(Some(code)) if code == i32::from(exit::LOCKED) => started = None,
+            Some(Some(0)) => return push_one(settings, log, segment),
+            Some(_) => {
+                log.warn(&format!(
+                    "the process that pushes in the background has failed, its log file says why; '{name}' is pushed here"
+                ));
+                return push_one(settings, log, segment);
+            }
+            None => {}
+        }
+        if started.is_none()
+            && !lock::is_held(&settings.path("lock-path"), stanza(settings), QUEUE_LOCK)
+        {
             started = Some(start(settings, Command::ArchivePush, &[])?);
         }
         thread::sleep(STATUS_PAUSE);

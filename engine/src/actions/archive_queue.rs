@@ -2,12 +2,14 @@
 //!
 //! Promises: a segment's status says `ok` only once it is durable in every repository, or dropped because more waited than
 //! `archive-push-queue-max` allows. What is dropped is written down as a gap, in the spool first and then in each
-//! repository, before anybody is told: recovery never takes it for the end of the WAL. WAL is not copied to the spool;
-//! a status that is lost costs a second push, which finds the segment there.
+//! repository, before anybody is told: recovery never takes it for the end of the WAL. A status is about one file, not
+//! about whatever has its name: a cluster whose storage was set back writes other WAL under the same names. WAL is not
+//! copied to the spool; a status that is lost costs a second push, which finds the segment there.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -58,9 +60,15 @@ pub struct QueueSummary {
     pub failed: u64,
 }
 
-/// The status of a file, if there is one.
-pub fn push_status(spool: &Path, name: &str) -> Option<PushStatus> {
-    let read = |kind| fs::read_to_string(status_path(spool, name, kind)).ok();
+/// The status of a file of `pg_wal`, if there is one.
+pub fn push_status(spool: &Path, file: &Path) -> Option<PushStatus> {
+    let name = file.file_name()?.to_str()?;
+    let identity = identity(file)?;
+    let read = |kind| {
+        let status = fs::read_to_string(status_path(spool, name, kind)).ok()?;
+        let (about, text) = status.split_once('\n')?;
+        (about == identity).then(|| text.to_owned())
+    };
     match read(OK) {
         Some(text) => Some(PushStatus::Done(Some(text).filter(|text| !text.is_empty()))),
         None => read(ERROR).map(PushStatus::Failed),
@@ -147,7 +155,9 @@ fn push_all(
                 keep(at, false);
                 continue;
             }
-            let path = Path::new("pg_wal").join(name);
+            let path = options.archive.pgdata.join("pg_wal").join(name);
+            // Before it is read: what happens to it meanwhile makes it another file.
+            let about = identity(&path).unwrap_or_default();
             let (kind, text) = match archive_push(places, &alone, &path) {
                 Ok(pushed) => (OK, already_there(name, &pushed)),
                 Err(error) => (ERROR, with_causes(&error)),
@@ -159,7 +169,7 @@ fn push_all(
                     message: text.clone(),
                 });
             }
-            write_status(&options.spool, name, kind, &text)?;
+            write_file(&options.spool, name, kind, &format!("{about}\n{text}"))?;
             keep(at, kind == OK);
         }
         Ok(())
@@ -202,7 +212,8 @@ fn ready(pgdata: &Path) -> Result<Vec<String>> {
 }
 
 fn without_status(options: &QueueOptions, ready: &[String]) -> Vec<String> {
-    let waits = |name: &&String| push_status(&options.spool, name).is_none();
+    let folder = options.archive.pgdata.join("pg_wal");
+    let waits = |name: &&String| push_status(&options.spool, &folder.join(name)).is_none();
     ready.iter().filter(waits).cloned().collect()
 }
 
@@ -240,12 +251,14 @@ fn give_up(options: &QueueOptions, names: &[String], waiting_bytes: u64) -> Resu
     }
     for (first, last) in runs {
         let name = |segment: Segment| segment.file_name(segment_bytes);
-        write_status(&options.spool, &name(first), GAP, &name(last))?;
+        write_file(&options.spool, &name(first), GAP, &name(last))?;
     }
     let text =
         format!("dropped: {waiting_bytes} bytes of WAL waited, more than archive-push-queue-max");
     for name in names {
-        write_status(&options.spool, name, OK, &text)?;
+        let path = options.archive.pgdata.join("pg_wal").join(name);
+        let about = identity(&path).unwrap_or_default();
+        write_file(&options.spool, name, OK, &format!("{about}\n{text}"))?;
     }
     Ok(())
 }
@@ -310,8 +323,16 @@ fn status_path(spool: &Path, name: &str, kind: &str) -> PathBuf {
     spool.join(format!("{name}.{kind}"))
 }
 
-/// Writes a status whole and durable.
-fn write_status(spool: &Path, name: &str, kind: &str, text: &str) -> Result<()> {
+/// What tells a file from all others that ever have its name.
+fn identity(path: &Path) -> Option<String> {
+    let found = fs::metadata(path).ok()?;
+    let (inode, bytes) = (found.ino(), found.len());
+    let (seconds, nanoseconds) = (found.mtime(), found.mtime_nsec());
+    Some(format!("{inode} {bytes} {seconds}.{nanoseconds:09}"))
+}
+
+/// Writes a file of the spool whole and durable.
+fn write_file(spool: &Path, name: &str, kind: &str, text: &str) -> Result<()> {
     let path = status_path(spool, name, kind);
     let temporary = status_path(spool, name, "tmp");
     File::create(&temporary)
