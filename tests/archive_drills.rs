@@ -40,7 +40,7 @@ fn killed_at_random(stanza: &Stanza) -> PathBuf {
     let script = format!(
         "#!/bin/sh\nread n 2>/dev/null <{counter} || n=0\necho $((n + 1)) >{counter}\n\
          [ $((n % 4)) = 3 ] && exec {command}\n\
-         timeout --signal=KILL \"0.0$((10 + n * 7 % 60))\" {command} || exit 1\n",
+         timeout --signal=KILL $(printf '0.%03d' $((1 + n * 5 % 24))) {command} || exit 1\n",
         counter = counter.display()
     );
     let path = server.make_file("killed", script);
@@ -276,12 +276,9 @@ fn a_server_whose_storage_went_back_is_refused_whatever_the_spool_says() {
     let before = archive(&stanza);
     server.start();
     write_wal(server, 7);
-    wait_until("archiving is refused", || {
-        server
-            .log()
-            .contains("already, with other content")
-            .then_some(())
-    });
+    wait_until_refused(server, "[045]");
+    let log = server.log();
+    assert!(log.contains("already, with other content"), "{log}");
     assert_kept(&before, &stanza);
     assert_eq!(recovered(&stanza), "1");
 }

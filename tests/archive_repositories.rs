@@ -288,6 +288,7 @@ fn a_queued_file_is_done_once_all_repositories_hold_it_and_a_gap_is_recorded_in_
         archive: two.site.archive_options(),
         spool: two.site.beside("spool"),
         queue_max,
+        number_of: |_| 103,
     };
     let run =
         |queue_max| actions::push_queue(&two.places, &options(queue_max), &NoMonitor).unwrap();
@@ -298,7 +299,9 @@ fn a_queued_file_is_done_once_all_repositories_hold_it_and_a_gap_is_recorded_in_
     let name = ready(1);
     two.without(2, || run(None));
     match status(&name) {
-        Some(PushStatus::Failed(why)) => assert!(why.contains("repo2: "), "{why}"),
+        Some(PushStatus::Failed { number: 103, why }) => {
+            assert!(why.contains("repo2: "), "{why}");
+        }
         other => panic!("{other:?}"),
     }
     actions::forget_failure(&two.site.beside("spool"), &name);

@@ -137,7 +137,11 @@ pub(crate) enum Error {
     #[error("stop file does not exist for stanza '{stanza}'")]
     NotStopped { stanza: String },
     #[error("WAL file '{name}' was not pushed: {why}")]
-    NotPushed { name: String, why: String },
+    NotPushed {
+        name: String,
+        number: u8,
+        why: String,
+    },
     #[error(
         "unable to push WAL file '{name}' to the archive asynchronously after {seconds} second(s)"
     )]
@@ -190,13 +194,11 @@ impl Error {
             Error::ConfigLine { .. } | Error::TargetTime { .. } | Error::TargetLsn { .. } => {
                 exit::FORMAT
             }
+            Error::NotPushed { number, .. } => *number,
             Error::Locked { .. } => exit::LOCKED,
             Error::PushTimeout { .. } => exit::ARCHIVE_TIMEOUT,
             Error::Stopped { .. } => exit::STOPPED,
-            Error::LockFile { .. }
-            | Error::NotPushed { .. }
-            | Error::Output { .. }
-            | Error::Spawn { .. } => exit::FILE_WRITE,
+            Error::LockFile { .. } | Error::Output { .. } | Error::Spawn { .. } => exit::FILE_WRITE,
             Error::OwnPath { .. } | Error::WorkingDirectory { .. } => exit::PATH_MISSING,
             Error::Engine(error) => exit::of_engine(error.kind()),
             _ => exit::OPTION_INVALID,

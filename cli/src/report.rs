@@ -196,7 +196,7 @@ fn hints_of_kind(kind: ErrorKind) -> &'static [&'static str] {
             "set pg1-port, pg1-socket-path and pg1-user as the server has them.",
         ],
         ErrorKind::DbMismatch => &["is pg1-path the data_directory of the server on pg1-port?"],
-        ErrorKind::FileWrite => &["has this user the right to write there?"],
+        ErrorKind::FileWrite => &["has this user the right to write there, and is there room?"],
         ErrorKind::Full => &["free space, or move the repository."],
         ErrorKind::TooNew => &["use the newest pgcairn that this repository has been used with."],
         ErrorKind::Denied => &["has this user the right to use the repository?"],

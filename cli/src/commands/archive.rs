@@ -116,7 +116,9 @@ fn push_in_background(settings: &Settings, log: &Log, segment: &Path) -> Result<
                 }
                 return Ok(0);
             }
-            Some(PushStatus::Failed(why)) => return Err(Error::NotPushed { name, why }),
+            Some(PushStatus::Failed { number, why }) => {
+                return Err(Error::NotPushed { name, number, why });
+            }
             None => {}
         }
         if begun.elapsed() >= timeout {
@@ -168,6 +170,7 @@ fn queue_options(settings: &Settings) -> QueueOptions {
         queue_max: settings
             .number("archive-push-queue-max")
             .and_then(|bytes| u64::try_from(bytes).ok()),
+        number_of: exit::of_engine,
     }
 }
 

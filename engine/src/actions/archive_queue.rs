@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::actions::archive::ArchiveOptions;
 use crate::actions::archive_push::{Pushed, PushedTo, archive_push};
-use crate::actions::error::{Error, Result, with_causes};
+use crate::actions::error::{Error, ErrorKind, Result, with_causes};
 use crate::actions::open::RepositoryPlace;
 use crate::actions::pipeline::map;
 use crate::actions::stanza::epoch_of;
@@ -38,6 +38,8 @@ pub struct QueueOptions {
     pub spool: PathBuf,
     /// More bytes of WAL than this are given up; `None`: never.
     pub queue_max: Option<u64>,
+    /// The number that a failure is told with: it crosses from one process to another.
+    pub number_of: fn(ErrorKind) -> u8,
 }
 
 /// What became of a file that waited.
@@ -46,7 +48,12 @@ pub enum PushStatus {
     /// It is in every repository, or was dropped; with a warning, if there is one.
     Done(Option<String>),
     /// It could not be pushed.
-    Failed(String),
+    Failed {
+        /// The number of the failure.
+        number: u8,
+        /// What it was.
+        why: String,
+    },
 }
 
 /// What one pass did.
@@ -69,10 +76,15 @@ pub fn push_status(spool: &Path, file: &Path) -> Option<PushStatus> {
         let (about, text) = status.split_once('\n')?;
         (about == identity).then(|| text.to_owned())
     };
-    match read(OK) {
-        Some(text) => Some(PushStatus::Done(Some(text).filter(|text| !text.is_empty()))),
-        None => read(ERROR).map(PushStatus::Failed),
+    if let Some(text) = read(OK) {
+        return Some(PushStatus::Done(Some(text).filter(|text| !text.is_empty())));
     }
+    let text = read(ERROR)?;
+    let (number, why) = text.split_once('\n')?;
+    Some(PushStatus::Failed {
+        number: number.parse().ok()?,
+        why: why.to_owned(),
+    })
 }
 
 /// Takes a failure's status away, so that the file is pushed again.
@@ -160,15 +172,17 @@ fn push_all(
             let about = identity(&path).unwrap_or_default();
             let (kind, text) = match archive_push(places, &alone, &path) {
                 Ok(pushed) => (OK, already_there(name, &pushed)),
-                Err(error) => (ERROR, with_causes(&error)),
+                Err(error) => {
+                    failed.store(true, Ordering::Relaxed);
+                    let (number, why) = ((options.number_of)(error.kind()), with_causes(&error));
+                    let text = format!("{number}\n{why}");
+                    monitor.problem(&Problem {
+                        object: name.clone(),
+                        message: why,
+                    });
+                    (ERROR, text)
+                }
             };
-            if kind == ERROR {
-                failed.store(true, Ordering::Relaxed);
-                monitor.problem(&Problem {
-                    object: name.clone(),
-                    message: text.clone(),
-                });
-            }
             write_file(&options.spool, name, kind, &format!("{about}\n{text}"))?;
             keep(at, kind == OK);
         }
