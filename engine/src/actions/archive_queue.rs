@@ -15,7 +15,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::actions::archive::ArchiveOptions;
 use crate::actions::archive_push::{Pushed, PushedTo, archive_push};
-use crate::actions::error::{Error, ErrorKind, Result, with_causes};
+use crate::actions::error::{Error, Result, with_causes};
+use crate::actions::error_kind::ErrorKind;
 use crate::actions::open::RepositoryPlace;
 use crate::actions::pipeline::map;
 use crate::actions::stanza::epoch_of;
