@@ -121,6 +121,8 @@ fn a_standby_that_goes_over_to_another_primary_while_it_is_copied_ends_the_backu
         let folder = other.folder().display();
         let conninfo = format!("host={folder} port=5432 user={SUPERUSER}");
         standby.execute(&format!("ALTER SYSTEM SET primary_conninfo = '{conninfo}'"));
+        // It streams: what the archive has of the old timeline, and may still get, is not waited for.
+        standby.execute("ALTER SYSTEM SET restore_command = ''");
         standby.execute("SELECT pg_reload_conf()");
         let there = "SELECT count(*) FROM pg_class WHERE relname = 'another_life'";
         wait_until("the standby follows", || {
