@@ -318,6 +318,13 @@ fn info_reads_the_registers() {
     );
 }
 
+/// What was asked since the last look, sorted: some of it is asked at the same time.
+fn in_any_order(scene: &Scene) -> Vec<String> {
+    let mut asked = shapes(&scene.storage.take());
+    asked.sort();
+    asked
+}
+
 #[test]
 fn wal_is_pushed_and_fetched_with_one_request_beside_the_proof_of_the_stanza() {
     let scene = Scene::new(0);
@@ -352,10 +359,8 @@ fn wal_is_pushed_and_fetched_with_one_request_beside_the_proof_of_the_stanza() {
     let pushed = archive_push(&repositories, &options, &path).unwrap();
     assert_eq!(pushed[0].pushed, Pushed::AlreadyThere);
     // The epoch is confirmed while the segment is put.
-    let mut asked = shapes(&scene.storage.take());
-    asked.sort();
     assert_eq!(
-        asked,
+        in_any_order(&scene),
         [
             "get stanzas/main/1",
             "get stanzas/main/2",
@@ -367,10 +372,8 @@ fn wal_is_pushed_and_fetched_with_one_request_beside_the_proof_of_the_stanza() {
     let fetched = Path::new("pg_wal/RECOVERYXLOG");
     let get = |name, to| archive_get(&repositories, &options, name, to, &NoMonitor).unwrap();
     assert_eq!(get(segment, fetched), Got::Fetched { repository: 1 });
-    let mut asked = shapes(&scene.storage.take());
-    asked.sort();
     assert_eq!(
-        asked,
+        in_any_order(&scene),
         [
             "get stanzas/main/1",
             "get stanzas/main/2",
@@ -382,10 +385,8 @@ fn wal_is_pushed_and_fetched_with_one_request_beside_the_proof_of_the_stanza() {
 
     assert_eq!(get("000000010000000000000008", &path), Got::NotThere);
     // That it is absent is never said of what is remembered.
-    let mut asked = shapes(&scene.storage.take());
-    asked.sort();
     assert_eq!(
-        asked,
+        in_any_order(&scene),
         [
             "get config",
             "get stanzas/main/1",
