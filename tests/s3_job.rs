@@ -91,6 +91,7 @@ fn the_main_job_runs_on_s3() {
     full.success();
     server.pgbench(&["--no-vacuum", "--transactions=200"]);
     cluster.run(&["--type=incr", "backup"]).success();
+    cluster.run(&["--type=diff", "backup"]).success();
     // What only the archive knows.
     server.execute("CREATE TABLE late AS SELECT 42 AS n");
     let tables = server.hashes();
@@ -241,4 +242,32 @@ fn archiving_asks_for_what_it_needs_and_lists_nothing() {
     assert_eq!(requests.get("PUT"), None);
     assert_eq!(requests["GET"], 3);
     assert!(!cluster.proxy.last_head("GET").contains("list-type"));
+}
+
+#[test]
+fn a_store_that_answers_503_during_recovery_ends_it_without_promoting() {
+    let cluster = Cluster::archiving();
+    let server = &cluster.server;
+    cluster.run(&["--type=full", "backup"]).success();
+    server.execute("CREATE TABLE late AS SELECT 42 AS n");
+    let tables = server.hashes();
+    server.value("SELECT pg_walfile_name(pg_switch_wal())");
+    server.stop(Stop::Fast);
+    fs::remove_file(server.data.join("base/1/PG_VERSION")).expect("it can be damaged");
+    cluster
+        .run(&["--io-timeout=2s", "--delta", "restore"])
+        .success();
+    for _ in 0..10_000 {
+        cluster.proxy.order("GET", Fault::Refused(503, ""));
+    }
+    assert_ne!(server.try_start().code, Some(0), "{}", server.log());
+    assert!(
+        !server.log().contains("selected new timeline"),
+        "{}",
+        server.log()
+    );
+    cluster.proxy.forget();
+    server.start();
+    server.wait_for_promotion();
+    assert_eq!(server.hashes(), tables);
 }

@@ -4,6 +4,7 @@
 //! that). Refuses half a key.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use pgcairn_engine::actions::StorageLocation;
 use pgcairn_engine::repository::layout::{self, PackClass};
@@ -52,8 +53,21 @@ pub(super) fn location(settings: &Settings, number: u32) -> Result<StorageLocati
             .find_map(|name| of.text(name))
             .map(Into::into),
         objects: objects(&of)?,
-        patience: Patience::default(),
+        patience: patience(settings),
     })))
+}
+
+/// How long the store is waited for.
+fn patience(settings: &Settings) -> Patience {
+    let usual = Patience::default();
+    match settings.duration("io-timeout") {
+        Duration::ZERO => usual,
+        asked => Patience {
+            give_up: asked,
+            give_up_unknown: usual.give_up_unknown.min(asked),
+            ..usual
+        },
+    }
 }
 
 /// The key that stands in the options; with another key type, and without one, AWS's usual places are asked.

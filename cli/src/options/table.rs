@@ -367,7 +367,12 @@ pub(super) const ROWS: &[OptionRow] = &[
         "restore or backup using checksums",
     )
     .default("n"),
-    OptionRow::new("io-timeout", Text, ALL, "no effect here").effect(Nothing),
+    OptionRow::new(
+        "io-timeout",
+        Duration,
+        ALL,
+        "how long a store on S3 that refuses or does not answer is asked again; unset: 2m",
+    ),
     OptionRow::new(
         "lock-path",
         Path,
