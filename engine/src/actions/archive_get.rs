@@ -275,12 +275,12 @@ fn passed_over(failure: &RepositoryFailure, name: &str, found_in: u32) -> Proble
     }
 }
 
-/// Writes a fetched file whole: PostgreSQL must never see a part of a segment.
+/// Writes a fetched file whole: PostgreSQL must never see a part of a segment. It makes it durable itself when it keeps it
+/// (`KeepFileRestoredFromArchive`), and asks anew after a crash.
 pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let temporary = temporary(path);
     let written = File::create(&temporary).and_then(|mut file| {
         file.write_all(bytes)?;
-        file.sync_data()?;
         fs::rename(&temporary, path)
     });
     written.map_err(|source| {

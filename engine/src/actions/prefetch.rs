@@ -285,8 +285,7 @@ impl Queue<'_> {
             .and_then(|mut check| check.write_all(&sealed))
             .and_then(|()| {
                 file.write_all(raw)?;
-                // Whoever renames it into pg_wal need not wait for the disk.
-                file.sync_data()?;
+                // What a crash leaves of it is found out by its digest.
                 fs::rename(beside(&path, TEMPORARY), &path)
             });
         written.map_err(|source| failed("write", &path, source))
