@@ -358,4 +358,26 @@ mod tests {
         assert!(without_answer("connection reset by peer", "repo1").again);
         assert!(!without_answer("invalid peer certificate: Expired", "repo1").again);
     }
+
+    #[test]
+    fn each_refusal_says_what_to_check() {
+        for (status, code, kind, says) in [
+            (403, "RequestTimeTooSkewed", ErrorKind::Denied, "clock"),
+            (
+                403,
+                "InvalidObjectState",
+                ErrorKind::Other,
+                "archive storage class",
+            ),
+            (400, "ExpiredToken", ErrorKind::Denied, "repo1-s3-token"),
+            (403, "AccessDenied", ErrorKind::Denied, "s3:ListBucket"),
+            (403, "InvalidAccessKeyId", ErrorKind::Denied, "repo1-s3-key"),
+            (507, "QuotaExceeded", ErrorKind::Full, "no space"),
+        ] {
+            let failure = refused(status, Some(code));
+            assert_eq!(failure.kind, kind, "{code}");
+            assert!(failure.text.contains(says), "{}", failure.text);
+            assert!(!failure.again, "{code}");
+        }
+    }
 }
