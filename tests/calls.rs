@@ -14,12 +14,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pgcairn_engine::actions::{
-    ArchiveOptions, Got, Pushed, archive_get, archive_push, info, open_repository,
+    self, ArchiveOptions, Got, Pushed, archive_get, archive_push, info, open_repository,
 };
 use pgcairn_engine::monitor::NoMonitor;
 use pgcairn_engine::repository::snapshot::BackupType;
-use pgcairn_engine::storage::Storage;
 use pgcairn_engine::storage::memory::MemoryStorage;
+use pgcairn_engine::storage::{ErrorKind, Storage};
+use pgcairn_tests::faulty::{Faulty, Moment};
 use pgcairn_tests::host::{Host, STANZA};
 use pgcairn_tests::pgdata::Pgdata;
 use pgcairn_tests::places::only;
@@ -318,6 +319,19 @@ fn info_reads_the_registers() {
     );
 }
 
+/// What archiving asks of the engine.
+fn archive_options(scene: &Scene) -> ArchiveOptions {
+    ArchiveOptions {
+        stanza: STANZA.to_owned(),
+        pgdata: scene.pgdata.path.clone(),
+        cache: scene.host.cache.clone(),
+        compress_level: 1,
+        threads: 1,
+        header_check: false,
+        timeout: Duration::ZERO,
+    }
+}
+
 /// What was asked since the last look, sorted: some of it is asked at the same time.
 fn in_any_order(scene: &Scene) -> Vec<String> {
     let mut asked = shapes(&scene.storage.take());
@@ -328,15 +342,7 @@ fn in_any_order(scene: &Scene) -> Vec<String> {
 #[test]
 fn wal_is_pushed_and_fetched_with_one_request_beside_the_proof_of_the_stanza() {
     let scene = Scene::new(0);
-    let options = ArchiveOptions {
-        stanza: STANZA.to_owned(),
-        pgdata: scene.pgdata.path.clone(),
-        cache: scene.host.cache.clone(),
-        compress_level: 1,
-        threads: 1,
-        header_check: false,
-        timeout: Duration::ZERO,
-    };
+    let options = archive_options(&scene);
     let segment = "000000010000000000000007";
     let path = Path::new("pg_wal").join(segment);
     File::create(scene.pgdata.path.join(&path))
@@ -398,4 +404,25 @@ fn wal_is_pushed_and_fetched_with_one_request_beside_the_proof_of_the_stanza() {
             "list wal/main/15-1/00000001 ×2",
         ]
     );
+}
+
+#[test]
+fn a_repository_that_does_not_answer_a_get_is_not_asked_the_other_way_again() {
+    let scene = Scene::new(0);
+    let options = archive_options(&scene);
+    let segment = "000000010000000000000007";
+    let path = Path::new("pg_wal").join(segment);
+    File::create(scene.pgdata.path.join(&path))
+        .and_then(|file| file.set_len(16 << 20))
+        .unwrap();
+    let inner = Arc::clone(&scene.storage) as Arc<dyn Storage>;
+    archive_push(&only(Arc::clone(&inner)), &options, &path).unwrap();
+    let is_wal = |call: &Call| call.verb == Verb::Get && call.key.starts_with("wal/");
+    let kind = ErrorKind::Unreachable;
+    let faulty = Arc::new(Faulty::new(inner, is_wal, 1, kind, Moment::Before));
+    let places = only(Arc::clone(&faulty) as Arc<dyn Storage>);
+    let to = Path::new("pg_wal/RECOVERYXLOG");
+    let failed = archive_get(&places, &options, segment, to, &NoMonitor).unwrap_err();
+    assert_eq!(failed.kind(), actions::ErrorKind::StorageUnreachable);
+    assert_eq!(faulty.matched(), 1);
 }

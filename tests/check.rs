@@ -43,8 +43,8 @@ fn check_says_that_all_is_in_order_and_a_segment_arrives() {
         names,
         [
             "data directory",
-            "storage",
             "spool",
+            "storage",
             "permissions",
             "clock",
             "repository",

@@ -118,7 +118,7 @@ impl S3Server {
                 secret: SECRET.to_owned(),
                 token: None,
             }),
-            ca: None,
+            ca: Vec::new(),
             objects: ObjectOptions::default(),
             patience: Patience::default(),
         }

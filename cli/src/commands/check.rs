@@ -5,23 +5,11 @@
 use pgcairn_engine::actions::{self, CheckItem, CheckOptions, Verdict};
 use serde_json::{Value, json};
 
-use super::location::location;
 use super::{clusters, push_spool, repositories, stanza, threads};
 use crate::clock;
 use crate::error::Error;
 use crate::report;
 use crate::settings::Settings;
-
-/// What has an answer for each repository; all else is told once.
-const OF_A_REPOSITORY: [&str; 7] = [
-    "storage",
-    "permissions",
-    "clock",
-    "repository",
-    "stanza",
-    "archived WAL",
-    "WAL switch",
-];
 
 pub(super) fn run(settings: &Settings) -> Result<u8, Error> {
     let options = CheckOptions {
@@ -33,23 +21,11 @@ pub(super) fn run(settings: &Settings) -> Result<u8, Error> {
         threads: threads(settings),
         now_ms: clock::now_ms(),
     };
-    let numbers = repositories::numbers(settings)?;
-    let mut answers: Vec<Answer> = Vec::new();
-    for number in &numbers {
-        let location = location(settings, *number)?;
-        let clusters = clusters(settings)?;
-        let items = actions::check(actions::open_storage(&location), clusters, &options);
-        for answer in items.into_iter().map(Answer::of) {
-            if numbers.len() == 1 {
-                answers.push(answer);
-            } else if OF_A_REPOSITORY.contains(&answer.name.as_str()) {
-                let name = format!("repo{number}: {}", answer.name);
-                answers.push(Answer { name, ..answer });
-            } else if number == &numbers[0] {
-                answers.push(answer);
-            }
-        }
-    }
+    let places = repositories::places(settings)?;
+    let answers: Vec<Answer> = actions::check(&places, clusters(settings)?, &options)
+        .into_iter()
+        .map(Answer::of)
+        .collect();
     if settings.text("output") == Some("json") {
         let items: Value = answers.iter().map(Answer::json).collect();
         report::to_stdout(&items.to_string())?;

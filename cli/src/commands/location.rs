@@ -50,8 +50,8 @@ pub(super) fn location(settings: &Settings, number: u32) -> Result<StorageLocati
         credential: credential(&of)?,
         ca: ["storage-ca-file", "storage-ca-path"]
             .into_iter()
-            .find_map(|name| of.text(name))
-            .map(Into::into),
+            .filter_map(|name| of.text(name).map(PathBuf::from))
+            .collect(),
         objects: objects(&of)?,
         patience: patience(settings),
     })))

@@ -16,17 +16,14 @@ pub(super) fn numbers(settings: &Settings) -> Result<Vec<u32>, Error> {
     // Whatever is said of a repository, its type has a default then.
     let configured = |number: &u32| settings.text(&format!("repo{number}-type")).is_some();
     let configured: Vec<u32> = (1..=LAST_REPOSITORY).filter(configured).collect();
-    let Some(asked) = settings.number("repo") else {
-        return Ok(configured);
-    };
-    let asked = configured
-        .into_iter()
-        .find(|number| i64::from(*number) == asked);
-    asked
-        .map(|number| vec![number])
-        .ok_or_else(|| Error::RepositoryUnknown {
-            number: settings.number("repo").unwrap_or_default(),
-        })
+    match settings.number("repo") {
+        None => Ok(configured),
+        Some(asked) => configured
+            .into_iter()
+            .find(|number| i64::from(*number) == asked)
+            .map(|number| vec![number])
+            .ok_or(Error::RepositoryUnknown { number: asked }),
+    }
 }
 
 /// The number of the one that a command works on alone.

@@ -81,6 +81,13 @@ pub(super) const fn s3(name: &'static str, kind: Kind, help: &'static str) -> Op
     repo(name, kind, help).needs("repo1-type", &["s3"])
 }
 
+/// A part of the key that stands in the options.
+pub(super) const fn shared_key(name: &'static str, help: &'static str) -> OptionRow {
+    repo(name, Text, help)
+        .needs("repo1-s3-key-type", &["shared"])
+        .secret()
+}
+
 /// A `repo1-…` option that shapes only pgBackRest's own repository.
 pub(super) const fn shape(name: &'static str) -> OptionRow {
     repo(name, Text, "shapes pgBackRest's repository; no effect here").effect(Nothing)

@@ -9,7 +9,7 @@ use super::Kind::{Choice, Duration, Flag, FlagOr, List, Number, Pairs, Path, Siz
 use super::Place::CommandLine;
 use super::begin::{
     ACTING, ALL, ARCHIVE, ENDED, LEVELS, RECOVERING, TARGETED, WITH_CLUSTER, WITH_SERVER, own, pg,
-    repo, s3, shape,
+    repo, s3, shape, shared_key,
 };
 use super::{Group, OptionRow};
 
@@ -504,8 +504,8 @@ pub(super) const ROWS: &[OptionRow] = &[
     .effect(Unsupported),
     s3("repo1-s3-bucket", Text, "S3 repository bucket").required(),
     s3("repo1-s3-endpoint", Text, "endpoint; unset: AWS's"),
-    s3("repo1-s3-key", Text, "S3 repository access key").secret(),
-    s3("repo1-s3-key-secret", Text, "S3 secret access key").secret(),
+    shared_key("repo1-s3-key", "S3 repository access key"),
+    shared_key("repo1-s3-key-secret", "S3 secret access key"),
     s3(
         "repo1-s3-key-type",
         Choice(&["shared", "auto", "web-id", "pod-id", "process"]),
@@ -515,11 +515,12 @@ pub(super) const ROWS: &[OptionRow] = &[
     s3("repo1-s3-kms-key-id", Text, "S3 repository KMS key").secret(),
     s3("repo1-s3-region", Text, "S3 repository region"),
     s3("repo1-s3-requester-pays", Flag, "requester pays").default("n"),
-    s3(
+    repo(
         "repo1-s3-role",
         Text,
-        "role whose credentials the instance's metadata give, with repo1-s3-key-type=auto",
-    ),
+        "role whose credentials the instance's metadata give",
+    )
+    .needs("repo1-s3-key-type", &["auto"]),
     s3(
         "repo1-s3-sse-customer-key",
         Text,
@@ -536,7 +537,7 @@ pub(super) const ROWS: &[OptionRow] = &[
         ]),
         "storage class of data packs; all else is of the standard class",
     ),
-    s3("repo1-s3-token", Text, "S3 repository security token").secret(),
+    shared_key("repo1-s3-token", "S3 repository security token"),
     s3(
         "repo1-s3-uri-style",
         Choice(&["host", "path"]),

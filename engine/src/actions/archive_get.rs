@@ -87,8 +87,9 @@ pub fn archive_get(
         kind,
     };
     let begun = Instant::now();
+    let mut answer = wanted.ask(places, monitor)?;
     loop {
-        let asked = match wanted.ask(places, monitor)? {
+        let asked = match answer {
             Answer::Found(repository, raw) => {
                 write(&options.pgdata.join(destination), &raw)?;
                 return Ok(Got::Fetched { repository });
@@ -106,6 +107,7 @@ pub fn archive_get(
         }
         // Segments may arrive out of order.
         pause(POLL);
+        answer = wanted.ask_again(asked)?;
     }
 }
 
@@ -141,11 +143,7 @@ impl Wanted<'_> {
     fn ask(&self, places: &[RepositoryPlace], monitor: &dyn Monitor) -> Result<Answer> {
         let (mut absent, mut failures) = (Vec::new(), Vec::new());
         for place in places {
-            // What the quick way does not find is looked for again, and told, on the other.
-            let looked = match self.fetch_quickly(place) {
-                Some(raw) => Ok(Looked::Found(raw)),
-                None => self.look(place),
-            };
+            let looked = self.look(place);
             match looked {
                 Ok(Looked::Found(raw)) => {
                     for failure in failures {
@@ -166,25 +164,34 @@ impl Wanted<'_> {
         Err(self.cannot_tell(failures, places.len()))
     }
 
-    /// Opens a repository and looks whether it has the file.
+    /// Asks the repositories again that did not have the file a moment ago.
+    fn ask_again(&self, asked: Vec<Opened>) -> Result<Answer> {
+        for opened in &asked {
+            if let Some(raw) = self.fetch(opened)? {
+                return Ok(Answer::Found(opened.number, raw));
+            }
+        }
+        Ok(Answer::Absent(asked))
+    }
+
+    /// Looks whether a repository has the file: where the epoch is remembered to be, which is one round trip and no
+    /// listing; and if it is absent there, or the memory is not right any more, after reading configuration and stanza.
     fn look(&self, place: &RepositoryPlace) -> Result<Looked> {
+        let storage = place.storage()?;
+        let (storage, stanza) = (storage.as_ref(), &self.options.stanza);
+        if let Some(remembered) = epoch_cache::read(self.options, storage, self.control) {
+            let epoch = remembered.epoch.name();
+            let (confirmed, raw) = both(
+                || epoch_cache::is_confirmed(storage, stanza, &remembered),
+                || self.fetch_from(storage, &epoch),
+            );
+            if confirmed? && let Some(raw) = raw? {
+                return Ok(Looked::Found(raw));
+            }
+        }
         let opened = open(place, self.options, self.control)?;
         let raw = self.fetch(&opened)?;
         Ok(raw.map_or(Looked::Absent(opened), Looked::Found))
-    }
-
-    /// The file from where the epoch is remembered to be, if it is there and the memory is right: one round trip, and no
-    /// listing.
-    fn fetch_quickly(&self, place: &RepositoryPlace) -> Option<Vec<u8>> {
-        let storage = place.storage().ok()?;
-        let (storage, stanza) = (storage.as_ref(), &self.options.stanza);
-        let remembered = epoch_cache::read(self.options, storage, self.control)?;
-        let epoch = remembered.epoch.name();
-        let (confirmed, raw) = both(
-            || epoch_cache::is_confirmed(storage, stanza, &remembered),
-            || self.fetch_from(storage, &epoch),
-        );
-        raw.ok()?.filter(|_| matches!(confirmed, Ok(true)))
     }
 
     fn cannot_tell(&self, failures: Vec<RepositoryFailure>, asked: usize) -> Error {

@@ -16,6 +16,7 @@ use crate::actions::error::{Error, Result};
 use crate::actions::info::wal_of;
 use crate::actions::label::backups;
 use crate::actions::online::{check_archiving, check_same};
+use crate::actions::open::RepositoryPlace;
 use crate::actions::probe::{RACES_AT_CHECK, probe};
 use crate::actions::roles::Candidate;
 use crate::actions::standby::StandbyError;
@@ -73,14 +74,16 @@ pub enum Verdict {
     Skipped(&'static str),
 }
 
-/// Asks all questions, in the order in which they build on one another.
+/// Asks all questions, in the order in which they build on one another: of the clusters, of each repository, of the
+/// servers, and of what leads from the primary to the repositories.
 pub fn check(
-    storage: Result<Arc<dyn Storage>>,
+    places: &[RepositoryPlace],
     clusters: Vec<Candidate>,
     options: &CheckOptions,
 ) -> Vec<CheckItem> {
     let mut check = Check {
         options,
+        several: places.len() > 1,
         items: Vec::new(),
     };
     let controls: Vec<_> = clusters
@@ -89,30 +92,35 @@ pub fn check(
         .collect();
     let of_first = clusters.first().zip(controls.first());
     let first = of_first.and_then(|(cluster, control)| Some((&*cluster.pgdata, control.as_ref()?)));
-    let storage = check.ask("storage", || storage.map(|found| (found.describe(), found)));
     check.spool();
-    check.permissions(storage.as_deref());
-    let repository = check.repository(storage);
-    let epoch = check.epoch(repository.as_ref(), first);
-    check.wal(repository.as_ref(), epoch.as_ref());
-    let archive = repository
-        .as_ref()
-        .zip(epoch.as_ref())
-        .zip(first.map(|(_, control)| control));
-    let archive = archive.map(|((repository, epoch), control)| Archive {
-        repository,
-        stanza: &options.stanza,
-        epoch,
-        segment_bytes: control.wal_segment_bytes,
-        threads: options.threads,
-        timeout: options.archive_timeout,
-    });
-    let expected = first.map(|(_, control)| control.system_id);
+    let found: Vec<_> = places
+        .iter()
+        .map(|place| (place.number, check.place(place, first)))
+        .collect();
+    let control = first.map(|(_, control)| control);
+    let expected = control.map(|control| control.system_id);
     let servers = clusters.into_iter().zip(controls.iter());
     let connected: Vec<_> = servers
         .filter_map(|(cluster, control)| check.server(cluster, control.as_ref(), expected))
         .collect();
-    check.archiving(connected, archive.as_ref());
+    let archives: Vec<_> = found
+        .iter()
+        .map(|(number, found)| {
+            let archive = found
+                .as_ref()
+                .zip(control)
+                .map(|((repository, epoch), control)| Archive {
+                    repository,
+                    stanza: &options.stanza,
+                    epoch,
+                    segment_bytes: control.wal_segment_bytes,
+                    threads: options.threads,
+                    timeout: options.archive_timeout,
+                });
+            (*number, archive)
+        })
+        .collect();
+    check.archiving(connected, &archives);
     check.items
 }
 
@@ -129,6 +137,8 @@ fn of_cluster(what: &str, number: u32) -> String {
 
 struct Check<'a> {
     options: &'a CheckOptions,
+    /// There are several repositories.
+    several: bool,
     items: Vec<CheckItem>,
 }
 
@@ -180,11 +190,38 @@ impl Check<'_> {
         });
     }
 
-    fn permissions(&mut self, storage: Option<&dyn Storage>) {
+    /// The name of a question about one of the repositories; that of an only one has no number.
+    fn of_repository(&self, what: &str, number: u32) -> String {
+        if self.several {
+            format!("repo{number}: {what}")
+        } else {
+            what.to_owned()
+        }
+    }
+
+    /// All about one repository; answers it and the stanza's epoch in it, if both are as they should be.
+    fn place(
+        &mut self,
+        place: &RepositoryPlace,
+        cluster: Option<(&Path, &ControlFile)>,
+    ) -> Option<(Repository, Epoch)> {
+        let number = place.number;
+        let storage = self.ask(&self.of_repository("storage", number), || {
+            place.storage().map(|found| (found.describe(), found))
+        });
+        self.permissions(number, storage.as_deref());
+        let repository = self.repository(number, storage);
+        let epoch = self.epoch(number, repository.as_ref(), cluster);
+        self.wal(number, repository.as_ref(), epoch.as_ref());
+        repository.zip(epoch)
+    }
+
+    fn permissions(&mut self, number: u32, storage: Option<&dyn Storage>) {
+        let name = self.of_repository("permissions", number);
         let Some(storage) = storage else {
-            return self.skip("permissions", "the storage cannot be opened");
+            return self.skip(&name, "the storage cannot be opened");
         };
-        let seen = self.ask("permissions", || {
+        let seen = self.ask(&name, || {
             let seen = probe(storage, RACES_AT_CHECK)?;
             let text = if seen.capabilities.put_if_absent {
                 "put, get, list and delete work; of racing puts one wins"
@@ -195,7 +232,7 @@ impl Check<'_> {
         });
         let Some(seen) = seen else { return };
         let apart = seen.now_ms.abs_diff(self.options.now_ms);
-        self.ask("clock", || {
+        self.ask(&self.of_repository("clock", number), || {
             if apart > CLOCKS_APART_MS {
                 return Err(Error::ClocksApart {
                     seconds: apart / 1000,
@@ -205,12 +242,13 @@ impl Check<'_> {
         });
     }
 
-    fn repository(&mut self, storage: Option<Arc<dyn Storage>>) -> Option<Repository> {
+    fn repository(&mut self, number: u32, storage: Option<Arc<dyn Storage>>) -> Option<Repository> {
+        let name = self.of_repository("repository", number);
         let Some(storage) = storage else {
-            self.skip("repository", "the storage cannot be opened");
+            self.skip(&name, "the storage cannot be opened");
             return None;
         };
-        self.ask("repository", || {
+        self.ask(&name, || {
             let repository = repository::open(storage).map_err(Error::Repository)?;
             Ok((repository.id.to_string(), repository))
         })
@@ -218,15 +256,17 @@ impl Check<'_> {
 
     fn epoch(
         &mut self,
+        number: u32,
         repository: Option<&Repository>,
         cluster: Option<(&Path, &ControlFile)>,
     ) -> Option<Epoch> {
+        let name = self.of_repository("stanza", number);
         let Some((repository, (pgdata, control))) = repository.zip(cluster) else {
-            self.skip("stanza", "repository or data directory cannot be read");
+            self.skip(&name, "repository or data directory cannot be read");
             return None;
         };
         let stanza = &self.options.stanza;
-        self.ask("stanza", || {
+        self.ask(&name, || {
             let epoch = epoch_of(repository, stanza, control, pgdata)?;
             Ok((
                 format!("{stanza} is this cluster, archive {}", epoch.name()),
@@ -236,12 +276,13 @@ impl Check<'_> {
     }
 
     /// Whether the WAL that recovery from the newest backup needs is there.
-    fn wal(&mut self, repository: Option<&Repository>, epoch: Option<&Epoch>) {
+    fn wal(&mut self, number: u32, repository: Option<&Repository>, epoch: Option<&Epoch>) {
+        let name = self.of_repository("archived WAL", number);
         let Some((repository, epoch)) = repository.zip(epoch) else {
-            return self.skip("archived WAL", "there is no stanza of this cluster");
+            return self.skip(&name, "there is no stanza of this cluster");
         };
         let stanza = &self.options.stanza;
-        self.ask("archived WAL", || {
+        self.ask(&name, || {
             let listed = snapshot::list(repository, stanza).map_err(Error::Repository)?;
             let found = backups(repository, &listed)?.committed;
             let ours = found.iter().rev().map(|backup| &backup.manifest);
@@ -296,7 +337,7 @@ impl Check<'_> {
     }
 
     /// Whether the primary archives; of standbys alone, whether the first one is set up to.
-    fn archiving(&mut self, mut servers: Vec<Connected>, archive: Option<&Archive<'_>>) {
+    fn archiving(&mut self, mut servers: Vec<Connected>, archives: &[(u32, Option<Archive<'_>>)]) {
         let is_primary = |(_, identity): &Connected| !identity.in_recovery;
         if let [(_, one), (_, other), ..] = servers
             .iter()
@@ -312,20 +353,39 @@ impl Check<'_> {
         let asked = servers.iter().position(is_primary).unwrap_or(0);
         let Some((server, identity)) = servers.get_mut(asked) else {
             self.skip("archive settings", "there is no connection to the server");
-            return self.skip("WAL switch", "there is no connection to the server");
+            for (number, _) in archives {
+                let name = self.of_repository("WAL switch", *number);
+                self.skip(&name, "there is no connection to the server");
+            }
+            return;
         };
         let sound = self.settings(identity);
+        for (number, archive) in archives {
+            self.switch(*number, server.as_mut(), identity, archive.as_ref(), sound);
+        }
+    }
+
+    /// Whether a segment that is ended now arrives in a repository.
+    fn switch(
+        &mut self,
+        number: u32,
+        server: &mut dyn Server,
+        identity: &Identity,
+        archive: Option<&Archive<'_>>,
+        sound: bool,
+    ) {
+        let name = self.of_repository("WAL switch", number);
         let Some(archive) = archive else {
-            return self.skip("WAL switch", "there is no stanza of this cluster");
+            return self.skip(&name, "there is no stanza of this cluster");
         };
         if identity.in_recovery {
-            return self.skip("WAL switch", "a standby cannot end a segment");
+            return self.skip(&name, "a standby cannot end a segment");
         }
         if !self.options.archive_check || !sound {
-            return self.skip("WAL switch", "archiving is not asked for, or not set up");
+            return self.skip(&name, "archiving is not asked for, or not set up");
         }
-        self.ask("WAL switch", || {
-            let segment = archive.prove_switch(server.as_mut())?;
+        self.ask(&name, || {
+            let segment = archive.prove_switch(server)?;
             Ok((format!("{segment} arrived"), ()))
         });
     }

@@ -335,9 +335,8 @@ fn read_config(storage: &dyn Storage, key: &Key) -> Result<(RepositoryId, Config
     })
 }
 
-/// Puts `config` and its copy where they are missing. Another creator may have won meanwhile: then its repository is the
-/// one that is opened.
-/// Writes what the creation of a repository was too early interrupted to write.
+/// Puts `config` and its copy where they are missing, as after a creation that was interrupted. Another creator may have
+/// won meanwhile: then its repository is the one that is opened.
 pub fn complete(repository: Repository) -> Result<Repository> {
     for key in [layout::config(), layout::config_copy()] {
         match put_record(&repository, &key, RecordKind::Config, &repository.config) {

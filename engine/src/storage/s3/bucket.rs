@@ -36,8 +36,8 @@ pub struct S3Options {
     pub path_style: bool,
     /// By what the server knows us.
     pub credential: Credential,
-    /// The certificates that are trusted, a file in PEM form or a folder of such files; `None`: the system's.
-    pub ca: Option<PathBuf>,
+    /// The certificates that are trusted, files in PEM form and folders of such files; none: the system's.
+    pub ca: Vec<PathBuf>,
     /// What each object is given.
     pub objects: ObjectOptions,
     /// How long to wait, and how often to ask again.
@@ -211,7 +211,7 @@ mod tests {
                 secret: "SECRET".to_owned(),
                 token: Some("TOKEN".to_owned()),
             }),
-            ca: None,
+            ca: Vec::new(),
             objects: ObjectOptions {
                 customer_key: CustomerKey::new(CUSTOMER),
                 ..ObjectOptions::default()

@@ -100,14 +100,17 @@ pub(super) fn http_client(options: &S3Options) -> Result<Option<SharedHttpClient
     if endpoint.starts_with("http://") {
         return Ok(Some(aws_smithy_http_client::Builder::new().build_http()));
     }
-    let Some(path) = &options.ca else {
+    if options.ca.is_empty() {
         return Ok(None);
-    };
-    let store = tls::TrustStore::empty().with_pem_certificate(certificates(path)?);
+    }
+    let mut store = tls::TrustStore::empty();
+    for path in &options.ca {
+        store = store.with_pem_certificate(certificates(path)?);
+    }
     let context = tls::TlsContext::builder()
         .with_trust_store(store)
         .build()
-        .map_err(|error| format!("{}: {}", path.display(), chain(&error)))?;
+        .map_err(|error| format!("{:?}: {}", options.ca, chain(&error)))?;
     let provider = tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc);
     let connect = Arc::new((provider, context));
     let client = aws_smithy_http_client::Builder::new().build_with_connector_fn(
