@@ -201,7 +201,13 @@ fn explain(error: &clap::Error) -> Error {
         .unwrap_or(written)
         .to_owned();
     match error.kind() {
-        ErrorKind::UnknownArgument => unknown(&word),
+        ErrorKind::UnknownArgument => {
+            let nearest = match error.get(ContextKind::SuggestedArg) {
+                Some(ContextValue::String(option)) => Some(option.clone()),
+                _ => None,
+            };
+            unknown(&word, nearest)
+        }
         ErrorKind::InvalidValue
         | ErrorKind::TooFewValues
         | ErrorKind::WrongNumberOfValues
@@ -213,7 +219,8 @@ fn explain(error: &clap::Error) -> Error {
     }
 }
 
-fn unknown(word: &str) -> Error {
+/// An option that nobody knows; `nearest` is what may have been meant.
+fn unknown(word: &str, nearest: Option<String>) -> Error {
     let Some(name) = word.strip_prefix("--") else {
         return Error::OptionDashes {
             word: word.to_owned(),
@@ -232,6 +239,7 @@ fn unknown(word: &str) -> Error {
         Some(error) => error,
         None => Error::UnknownOption {
             name: name.to_owned(),
+            nearest,
         },
     }
 }
@@ -325,6 +333,8 @@ mod tests {
     fn refusals_have_the_words_and_numbers_of_pgbackrest() {
         assert_eq!(refused("foo"), "[048]: invalid command 'foo'");
         assert_eq!(refused("backup --bogus"), "[031]: invalid option '--bogus'");
+        let misspelt = read("backup --tpye=full").unwrap_err();
+        assert_eq!(misspelt.hints(), ["did you mean '--type'?"]);
         assert_eq!(
             refused("backup -x"),
             "[031]: option '-x' must begin with --"

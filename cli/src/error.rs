@@ -26,7 +26,11 @@ pub(crate) enum Error {
     #[error("command line: {reason}")]
     CommandLine { reason: String },
     #[error("invalid option '--{name}'")]
-    UnknownOption { name: String },
+    UnknownOption {
+        name: String,
+        /// What may have been meant.
+        nearest: Option<String>,
+    },
     #[error("option '{word}' must begin with --")]
     OptionDashes { word: String },
     #[error("option '{word}' requires an argument")]
@@ -212,6 +216,7 @@ impl Error {
                 "this option could expose secrets in the process list.".to_owned(),
                 "specify the option in a configuration file or an environment variable instead.".to_owned(),
             ],
+            Error::UnknownOption { nearest: Some(nearest), .. } => vec![format!("did you mean '{nearest}'?")],
             Error::ValueNotAllowed { allowed, .. } => vec![format!("allowed values are {}", quoted(allowed))],
             Error::ValueRange { lowest, highest, .. } => {
                 vec![format!("allowed range is {lowest} to {highest} inclusive")]
