@@ -11,7 +11,8 @@ use std::time::Duration;
 use pgcairn_engine::storage::s3::{
     Credential, CustomerKey, ObjectOptions, Patience, S3Key, S3Options, S3Storage,
 };
-use pgcairn_engine::storage::{Error, ErrorKind, Key, Storage};
+use pgcairn_engine::storage::{ErrorKind, Key, Storage};
+use pgcairn_tests::damage::chain;
 use pgcairn_tests::fault_proxy::{Fault, FaultProxy};
 use pgcairn_tests::s3_server::{S3Server, SECRET};
 
@@ -72,17 +73,6 @@ fn open(options: &S3Options) -> S3Storage {
 
 fn key(text: &str) -> Key {
     Key::new(text).expect("the test's keys are keys")
-}
-
-/// An error with all its causes, as a person would see it.
-fn told(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 /// Puts, reads, lists and deletes an object while `faults` wait for the requests, and compares all answers.
@@ -242,7 +232,7 @@ fn a_server_that_never_recovers_is_unreachable() {
     }
     let error = place.storage.get(&key("a/b")).expect_err("it is down");
     assert_eq!(error.kind, ErrorKind::Unreachable);
-    let text = told(&error);
+    let text = chain(&error);
     assert!(
         text.contains("get a/b in s3://cairns/repo/sitory at http://127.0.0.1:"),
         "{text}"
@@ -277,7 +267,7 @@ fn a_put_in_doubt_is_never_called_refused() {
         .put(&key("a"), b"body")
         .expect_err("refused in the end");
     // It is there: "denied" would say that it is not.
-    assert_eq!(error.kind, ErrorKind::Unreachable, "{}", told(&error));
+    assert_eq!(error.kind, ErrorKind::Unreachable, "{}", chain(&error));
     assert_eq!(place.held("a"), b"body");
 }
 
@@ -320,7 +310,7 @@ fn racing_puts_with_lost_answers_have_one_winner_each() {
         {
             Ok(()) => true,
             Err(error) => {
-                assert_eq!(error.kind, ErrorKind::AlreadyExists, "{}", told(&error));
+                assert_eq!(error.kind, ErrorKind::AlreadyExists, "{}", chain(&error));
                 false
             }
         };
@@ -359,11 +349,11 @@ fn a_missing_bucket_is_not_an_empty_one() {
     ];
     for error in errors {
         let error = error.expect_err("there is no such bucket");
-        assert_eq!(error.kind, ErrorKind::Unreachable, "{}", told(&error));
+        assert_eq!(error.kind, ErrorKind::Unreachable, "{}", chain(&error));
         assert!(
-            told(&error).contains("check repo1-s3-bucket"),
+            chain(&error).contains("check repo1-s3-bucket"),
             "{}",
-            told(&error)
+            chain(&error)
         );
     }
 }
@@ -391,7 +381,7 @@ fn a_wrong_key_is_denied_and_never_shown() {
         let error = storage
             .put(&key("a"), b"body")
             .expect_err("the key is wrong");
-        let text = told(&error);
+        let text = chain(&error);
         assert_eq!(error.kind, ErrorKind::Denied, "{text}");
         assert!(text.contains(hint), "{text}");
         for shown in [text, format!("{error:?} {storage:?} {options:?}")] {
@@ -407,9 +397,9 @@ fn a_wrong_region_is_told_with_the_right_one() {
     place.proxy.order("GET", Fault::Refused(301, moved));
     let error = place.storage.get(&key("a")).expect_err("it is elsewhere");
     assert!(
-        told(&error).contains("'us-east-1' but is in 'eu-north-1'"),
+        chain(&error).contains("'us-east-1' but is in 'eu-north-1'"),
         "{}",
-        told(&error)
+        chain(&error)
     );
     assert_eq!(error.kind, ErrorKind::Unreachable);
 }
@@ -419,11 +409,11 @@ fn a_proxys_404_is_not_an_absent_object() {
     let place = Place::new();
     place.proxy.order("GET", Fault::Refused(404, ""));
     let error = place.storage.get(&key("a")).expect_err("an error");
-    assert_eq!(error.kind, ErrorKind::Other, "{}", told(&error));
+    assert_eq!(error.kind, ErrorKind::Other, "{}", chain(&error));
     assert!(
-        told(&error).contains("repo1-s3-endpoint"),
+        chain(&error).contains("repo1-s3-endpoint"),
         "{}",
-        told(&error)
+        chain(&error)
     );
 }
 
@@ -440,7 +430,7 @@ fn where_nobody_listens_and_where_nobody_speaks_tls_is_said_so() {
     });
     let error = nobody.get(&key("a")).expect_err("nobody listens");
     assert_eq!(error.kind, ErrorKind::Unreachable);
-    assert!(told(&error).contains("refused"), "{}", told(&error));
+    assert!(chain(&error).contains("refused"), "{}", chain(&error));
 
     let server = S3Server::start();
     let plain = open(&S3Options {
@@ -450,7 +440,7 @@ fn where_nobody_listens_and_where_nobody_speaks_tls_is_said_so() {
     });
     let error = plain.get(&key("a")).expect_err("no TLS there");
     assert_eq!(error.kind, ErrorKind::Unreachable);
-    assert!(told(&error).contains("http://"), "{}", told(&error));
+    assert!(chain(&error).contains("http://"), "{}", chain(&error));
 }
 
 #[test]
@@ -487,9 +477,9 @@ fn each_object_is_given_what_was_asked_for() {
     // This server knows no storage class but the standard one.
     let refused = storage.put(&key("data/a"), b"body").expect_err("refused");
     assert!(
-        told(&refused).contains("InvalidStorageClass"),
+        chain(&refused).contains("InvalidStorageClass"),
         "{}",
-        told(&refused)
+        chain(&refused)
     );
     assert!(has("PUT", "x-amz-storage-class: standard_ia"));
     storage.put(&key("meta/a"), b"body").expect("put");
@@ -523,5 +513,5 @@ fn an_object_that_cannot_be_deleted_with_others_is_named() {
         .storage
         .delete_all(&[key("a"), key("b")])
         .expect_err("it is forbidden");
-    assert_eq!(error.kind, ErrorKind::Denied, "{}", told(&error));
+    assert_eq!(error.kind, ErrorKind::Denied, "{}", chain(&error));
 }

@@ -2,8 +2,7 @@
 //!
 //! Promises: WAL is confirmed only when all of them hold it; what one of them lost, another has.
 
-use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::fs;
 
 use pgcairn_tests::fault_proxy::FaultProxy;
 use pgcairn_tests::postgres::{Server, Stop, system_major};
@@ -17,21 +16,11 @@ fn archiving(proxy: &FaultProxy) -> Stanza {
     let second = format!(
         "[global]\nrepo2-type=s3\nrepo2-path=/second\nrepo2-s3-bucket={BUCKET}\nrepo2-s3-endpoint=http://{}\n\
          repo2-s3-region=us-east-1\nrepo2-s3-uri-style=path\nrepo2-s3-key={KEY}\nrepo2-s3-key-secret={SECRET}\n\
-         archive-timeout=5s\n",
+         archive-timeout=5s",
         proxy.address
     );
-    OpenOptions::new()
-        .append(true)
-        .open(&stanza.config)
-        .and_then(|mut file| file.write_all(second.as_bytes()))
-        .expect("the configuration can be extended");
-    stanza.server.init(&[]);
-    stanza.server.configure(&format!(
-        "archive_mode = on\narchive_command = '{}'\n",
-        stanza.archive_command()
-    ));
-    stanza.server.start();
-    stanza.pgcairn(["stanza-create"]).success();
+    stanza.configure(&second);
+    stanza.begin(&[], "");
     stanza
 }
 

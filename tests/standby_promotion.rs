@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use pgcairn_engine::actions::{self, BackupSummary, Error, ErrorKind, Standby};
+use pgcairn_engine::actions::{self, BackupSummary, ErrorKind, Standby};
 use pgcairn_engine::cluster::server::{self, Connection, PgServer};
 use pgcairn_engine::monitor::{Monitor, Problem, Stage, Tally};
 use pgcairn_engine::repository::Repository;
 use pgcairn_engine::repository::snapshot::BackupType;
 use pgcairn_engine::storage::memory::MemoryStorage;
+use pgcairn_tests::damage::chain;
 use pgcairn_tests::host::Host;
 use pgcairn_tests::postgres::{SUPERUSER, Server, Stop, system_major};
 use pgcairn_tests::process::wait_until;
@@ -77,16 +78,6 @@ fn backup_during(
     )
 }
 
-fn whole(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(source) = cause {
-        text = format!("{text}: {source}");
-        cause = source.source();
-    }
-    text
-}
-
 /// A primary, and one standby more than is asked for.
 fn cluster(standbys: usize) -> (Stanza, Vec<Server>) {
     let stanza = Stanza::archiving(system_major(), &[], "");
@@ -105,8 +96,8 @@ fn a_standby_that_is_promoted_while_it_is_copied_ends_the_backup() {
         standby.execute("CREATE TABLE another_life AS SELECT 1 AS n");
     };
     let error = backup_during(&place, (primary, standby), promote).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::DbMismatch, "{}", whole(&error));
-    assert!(whole(&error).contains("was a standby"), "{}", whole(&error));
+    assert_eq!(error.kind(), ErrorKind::DbMismatch, "{}", chain(&error));
+    assert!(chain(&error).contains("was a standby"), "{}", chain(&error));
     assert_eq!(place.0.listed(&place.1), [""; 0]);
 }
 
@@ -132,8 +123,8 @@ fn a_standby_that_goes_over_to_another_primary_while_it_is_copied_ends_the_backu
         assert_eq!(standby.value("SELECT pg_is_in_recovery()"), "t");
     };
     let error = backup_during(&place, (primary, standby), follow_other).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::DbMismatch, "{}", whole(&error));
-    assert!(whole(&error).contains("timeline 2"), "{}", whole(&error));
+    assert_eq!(error.kind(), ErrorKind::DbMismatch, "{}", chain(&error));
+    assert!(chain(&error).contains("timeline 2"), "{}", chain(&error));
     assert_eq!(place.0.listed(&place.1), [""; 0]);
     // And from its new primary it is backed up.
     let place = repository_of(other);
@@ -166,7 +157,7 @@ fn a_primary_that_goes_over_to_another_timeline_ends_its_backup() {
         &monitor,
     );
     let error = outcome.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::DbQuery, "{}", whole(&error));
+    assert_eq!(error.kind(), ErrorKind::DbQuery, "{}", chain(&error));
     assert_eq!(host.listed(&repository), [""; 0]);
     // The one that it is now is backed up, as what it is.
     let mut own = session(&server);

@@ -54,14 +54,19 @@ impl Stanza {
     /// A running server of one version that archives its WAL to its stanza.
     pub fn archiving(major: u32, initdb: &[&str], settings: &str) -> Self {
         let stanza = Stanza::of(Server::empty(major));
-        stanza.server.init(initdb);
-        stanza.server.configure(&format!(
-            "archive_mode = on\narchive_command = '{}'\n{settings}",
-            stanza.archive_command()
-        ));
-        stanza.server.start();
-        stanza.pgcairn(["stanza-create"]).success();
+        stanza.begin(initdb, settings);
         stanza
+    }
+
+    /// Makes the server, which archives its WAL to the stanza, starts it, and makes the stanza.
+    pub fn begin(&self, initdb: &[&str], settings: &str) {
+        self.server.init(initdb);
+        self.server.configure(&format!(
+            "archive_mode = on\narchive_command = '{}'\n{settings}",
+            self.archive_command()
+        ));
+        self.server.start();
+        self.pgcairn(["stanza-create"]).success();
     }
 
     /// Adds lines to the configuration file; they belong to the stanza's section, or to one that they begin.
