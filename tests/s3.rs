@@ -405,6 +405,15 @@ fn a_wrong_region_is_told_with_the_right_one() {
 }
 
 #[test]
+fn a_refusal_that_breaks_off_is_asked_again() {
+    let place = Place::new();
+    place.proxy.order("GET", Fault::Cut(40));
+    let error = place.storage.get(&key("a")).expect_err("it is absent");
+    assert_eq!(error.kind, ErrorKind::NotFound, "{}", chain(&error));
+    assert_eq!(place.requests(), "GET 2");
+}
+
+#[test]
 fn a_proxys_404_is_not_an_absent_object() {
     let place = Place::new();
     place.proxy.order("GET", Fault::Refused(404, ""));

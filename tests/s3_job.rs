@@ -75,6 +75,17 @@ impl Cluster {
         finish(&mut self.command(words))
     }
 
+    /// Ends a WAL segment and waits until it is in the archive; answers its name.
+    fn archive_one(&self) -> String {
+        let ended = "SELECT pg_walfile_name(pg_switch_wal()) FROM pg_create_restore_point('x')";
+        let segment = self.server.value(ended);
+        let archived = "SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver";
+        wait_until("it is archived", || {
+            (self.server.value(archived) >= segment).then_some(())
+        });
+        segment
+    }
+
     fn all_logs(&self) -> String {
         let logs = fs::read_dir(self.server.folder().join("log.d")).expect("the logs are there");
         let read = |entry: fs::DirEntry| fs::read_to_string(entry.path()).unwrap_or_default();
@@ -211,21 +222,59 @@ fn a_command_that_waits_for_the_store_ends_when_it_is_told_to() {
 }
 
 #[test]
+fn each_command_survives_each_kind_of_trouble_alone() {
+    let cluster = Cluster::archiving();
+    let server = &cluster.server;
+    server.pgbench(&["--initialize", "--scale=1"]);
+    cluster.run(&["--type=full", "backup"]).success();
+    let pause = Duration::from_millis(1);
+    for fault in [
+        Fault::Refused(500, ""),
+        Fault::Refused(503, "Retry-After: 1\r\n"),
+        Fault::Refused(503, ""),
+        Fault::Refused(429, ""),
+        Fault::Refused(409, ""),
+        Fault::Broken,
+        Fault::AnswerLost,
+        Fault::AnswerReplaced(500),
+        Fault::Cut(40),
+        Fault::Trickle(pause),
+    ] {
+        // The first request of each kind, and one in the middle.
+        let trouble = || {
+            for method in ["PUT", "GET"] {
+                cluster.proxy.order(method, fault.clone());
+                cluster.proxy.order_after(2, method, fault.clone());
+            }
+        };
+        server.execute("UPDATE pgbench_branches SET bbalance = bbalance + 1; CHECKPOINT");
+        trouble();
+        let segment = cluster.archive_one();
+        cluster.proxy.forget();
+        let run = |words: &[&str]| {
+            trouble();
+            let finished = cluster.run(words);
+            cluster.proxy.forget();
+            assert_eq!(finished.code, Some(0), "{fault:?}: {words:?}: {finished:?}");
+        };
+        let fetched = server.folder().join("fetched");
+        run(&["archive-get", &segment, &fetched.to_string_lossy()]);
+        run(&["--type=incr", "backup"]);
+        let target = server.make_folder("target");
+        let place = format!("--pg1-path={}", target.display());
+        run(&["--type=immediate", &place, "restore"]);
+        assert!(target.join("global/pg_control").exists());
+        fs::remove_dir_all(target).expect("it can be removed");
+    }
+}
+
+#[test]
 fn archiving_asks_for_what_it_needs_and_lists_nothing() {
     let cluster = Cluster::archiving();
     let server = &cluster.server;
-    let archived = "SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver";
-    let switch = || {
-        let segment = server
-            .value("SELECT pg_walfile_name(pg_switch_wal()) FROM pg_create_restore_point('x')");
-        wait_until("it is archived", || {
-            (server.value(archived) >= segment).then_some(())
-        });
-        segment
-    };
-    switch();
+    cluster.archive_one();
     cluster.proxy.take_passed();
-    let segment = switch();
+    let segment = cluster.archive_one();
     let requests = cluster.proxy.take_passed().requests;
     // The segment, and what confirms its epoch.
     assert_eq!(requests["PUT"], 1);

@@ -216,6 +216,10 @@ impl Error {
                 "this option could expose secrets in the process list.".to_owned(),
                 "specify the option in a configuration file or an environment variable instead.".to_owned(),
             ],
+            Error::OptionUnsupported { name } if name.ends_with("-storage-verify-tls") => {
+                let trusted = name.replace("verify-tls", "ca-file");
+                vec![format!("name the certificate of a server that has its own with {trusted}.")]
+            }
             Error::UnknownOption { nearest: Some(nearest), .. } => vec![format!("did you mean '{nearest}'?")],
             Error::ValueNotAllowed { allowed, .. } => vec![format!("allowed values are {}", quoted(allowed))],
             Error::ValueRange { lowest, highest, .. } => {

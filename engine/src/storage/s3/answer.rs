@@ -217,7 +217,7 @@ fn with_message(text: String, answer: &Answer<'_>) -> String {
 pub(super) fn without_answer(chain: &str, repo: &str) -> Failure {
     let lower = chain.to_ascii_lowercase();
     let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
-    if has(&["no providers in chain", "credentialsnotloaded"]) {
+    if has(&["no credentials found in chain", "credentialsnotloaded"]) {
         return Failure::lasting(
             ErrorKind::Denied,
             format!(
@@ -231,6 +231,15 @@ pub(super) fn without_answer(chain: &str, repo: &str) -> Failure {
             kind: ErrorKind::Denied,
             ..Failure::unanswered(format!("the credentials could not be had: {chain}"))
         };
+    }
+    if has(&["causedasendentity"]) {
+        return Failure::lasting(
+            ErrorKind::Unreachable,
+            format!(
+                "the server's certificate is one of an authority, which must not be a server's own: {chain}: make one with \
+                 basicConstraints=CA:FALSE, or let an authority sign one, and name it with {repo}-storage-ca-file"
+            ),
+        );
     }
     if has(&["certificate", "unknownissuer", "invaliddnsname"]) {
         return Failure::lasting(
@@ -286,6 +295,10 @@ mod tests {
         region: "us-east-1",
         repo: "repo1",
     };
+
+    /// As the SDK says it.
+    const NO_CREDENTIALS: &str = "dispatch failure: other: the credential provider was not enabled: no credentials found in \
+        chain. Attempted: Environment: the credential provider was not enabled: environment variable not set";
 
     fn refused(status: u16, code: Option<&str>) -> Failure {
         let answer = Answer {
@@ -354,7 +367,10 @@ mod tests {
         let text = |chain| without_answer(chain, "repo2").text;
         assert!(text("dns error: failed to lookup address information").contains("DNS"));
         assert!(text("invalid peer certificate: UnknownIssuer").contains("repo2-storage-ca-file"));
-        assert!(text("no providers in chain provided credentials").contains("repo2-s3-key"));
+        assert!(text(NO_CREDENTIALS).contains("repo2-s3-key"));
+        assert!(!without_answer(NO_CREDENTIALS, "repo1").again);
+        let own = "invalid peer certificate: Other(OtherError(CaUsedAsEndEntity))";
+        assert!(text(own).contains("CA:FALSE"));
         assert!(without_answer("connection reset by peer", "repo1").again);
         assert!(!without_answer("invalid peer certificate: Expired", "repo1").again);
     }

@@ -189,10 +189,12 @@ impl S3Storage {
         };
         self.known.store(true, Ordering::Relaxed);
         let header = |name: &str| raw.headers().get(name);
-        let body = raw
-            .body()
-            .bytes()
-            .and_then(|bytes| std::str::from_utf8(bytes).ok());
+        let body = raw.body().bytes().unwrap_or_default();
+        let announced = header("content-length").and_then(|length| length.parse().ok());
+        if announced.is_some_and(|length: usize| body.len() < length) {
+            return Failure::unanswered("the server's refusal broke off");
+        }
+        let body = std::str::from_utf8(body).ok();
         let answer = Answer {
             status: raw.status().as_u16(),
             code: error.code(),
