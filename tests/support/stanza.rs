@@ -173,8 +173,11 @@ impl Stanza {
 
     /// Throws all local caches away.
     pub fn forget_cache(&self) {
-        fs::remove_dir_all(&self.cache).expect("the caches can be removed");
-        fs::create_dir(&self.cache).expect("their folder can be made again");
+        // A push that is under way may remember something meanwhile.
+        wait_until("the caches are removed", || {
+            fs::remove_dir_all(&self.cache).ok()
+        });
+        fs::create_dir_all(&self.cache).expect("their folder can be made again");
         self.server.give(&self.cache);
     }
 
