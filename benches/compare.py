@@ -104,6 +104,9 @@ class Configured(Tool):
     def restore(self, target, delta):
         return self.command("restore", "--type=immediate", f"--pg1-path={target}", *(["--delta"] if delta else []))
 
+    def verify(self):
+        return self.command("verify")
+
     def push(self, segment):
         return self.command("archive-push", segment)
 
@@ -148,6 +151,9 @@ class Restic(Tool):
 
     def restore(self, target, delta):
         return None if delta else self.command("restore", "latest", f"--target={target}")
+
+    def verify(self):
+        return self.command("check", "--read-data")
 
     def push(self, segment):
         return None
@@ -271,6 +277,7 @@ class Repetition:
             self.write_script()
             self.backups()
             self.restores()
+            self.job("verify, all that is stored", lambda tool: tool.verify())
             self.pushes()
             self.turn.write_text("none")
 

@@ -300,6 +300,43 @@ fn a_restore_reads_the_tree_once_and_each_run_of_chunks_in_one_request() {
 }
 
 #[test]
+fn verify_reads_each_pack_in_one_request_and_walks_the_trees_once() {
+    let scene = Scene::new(2);
+    let repository = open_repository(Arc::clone(&scene.storage) as Arc<dyn Storage>).unwrap();
+    let verified = scene.host.verify(&repository).unwrap();
+    assert_eq!(verified.problems, 0);
+    assert_eq!(
+        shapes(&scene.storage.take()),
+        [
+            "get config",
+            "put runs/verify/ID/0",
+            "list gc/",
+            "put runs/verify/ID/1",
+            "get config",
+            "get config.copy",
+            "list stanzas/main/",
+            "get stanzas/main/1",
+            "list snapshots/main/",
+            "list forget/main/",
+            "get snapshots/main/LABEL.RUN ×2",
+            "list index/",
+            "list data/",
+            "list meta/",
+            "list quarantine/",
+            "range of meta/ID ×2",
+            "list index/",
+            "get index/main/RUN-N",
+            "range of data/ID",
+            "range of meta/ID",
+            "list wal/main/15-1/",
+            "list runs/verify/ID/",
+            "delete runs/verify/ID/1",
+            "delete runs/verify/ID/0"
+        ]
+    );
+}
+
+#[test]
 fn info_reads_the_registers() {
     let scene = Scene::new(2);
     let repository = open_repository(Arc::clone(&scene.storage) as Arc<dyn Storage>).unwrap();

@@ -365,6 +365,60 @@ fn a_backup_repairs_the_tree_of_the_one_before_when_it_meets_the_damage() {
     }
 }
 
+#[test]
+fn verify_calls_a_backup_restorable_exactly_if_it_can_be_restored() {
+    let matrix = Matrix::new();
+    let backups = [(&matrix.full, "as in full"), (&matrix.incr, "as in incr")];
+    let all = backups.map(|(label, _)| label.clone());
+    assert_eq!(matrix.site.verdict(), (all.to_vec(), 0));
+    let storage = matrix.site.storage().unwrap();
+    let objects = storage.list("", None, usize::MAX).unwrap();
+    let mut lost = 0;
+    for object in &objects {
+        let key = object.key.as_str();
+        let length = usize::try_from(object.bytes).unwrap();
+        let file = matrix.site.object(key);
+        let flip_at = |at: usize| flip(&file, at);
+        let ways: [(&str, &dyn Fn()); 5] = [
+            ("early", &|| flip_at(length / 7)),
+            ("in the middle", &|| flip_at(length / 2)),
+            ("late", &|| flip_at(length - 3)),
+            ("cut", &|| Damage::Cut.strike(&file, &file)),
+            ("missing", &|| Damage::Missing.strike(&file, &file)),
+        ];
+        // Announcements do not say what is stored; and of what is gone, nothing else may tell.
+        let silent = |how| {
+            let gone = ["snapshots/", "stanzas/other/", "index/", "wal/"];
+            key.starts_with("runs/")
+                || how == "missing" && gone.iter().any(|gone| key.starts_with(gone))
+        };
+        for (how, strike) in ways {
+            matrix.site.reset(true);
+            strike();
+            let (restorable, problems) = matrix.site.verdict();
+            assert_eq!(problems == 0, silent(how), "{key}: {how}");
+            for (label, like) in backups {
+                // Each time anew, because what verify notes must help nobody here.
+                matrix.site.reset(true);
+                strike();
+                let alone = matrix.site.verify_set(Some(label), &NoMonitor);
+                let alone = alone.is_ok_and(|verified| verified.unrestorable() == (0, 1));
+                matrix.site.reset(true);
+                strike();
+                let restored = matrix.restore(label, like).is_ok();
+                assert_eq!(
+                    restorable.contains(label),
+                    restored,
+                    "{label}, {key}: {how}"
+                );
+                assert_eq!(alone, restored, "{label} alone, {key}: {how}");
+                lost += usize::from(!restored);
+            }
+        }
+    }
+    assert!(lost > 20, "only {lost}");
+}
+
 /// A storage in a directory that is taken away before a chosen call.
 struct Unmounting {
     inner: LocalStorage,

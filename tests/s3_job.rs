@@ -121,6 +121,11 @@ fn the_main_job_runs_on_s3() {
         info.contains("\"full\"") && info.contains("\"incr\""),
         "{info}"
     );
+    let verified = cluster.run(&["verify"]).success();
+    assert!(
+        verified.contains("0 problem(s)") && verified.contains("wal timeline 1: "),
+        "{verified}"
+    );
     assert!(!cluster.all_logs().contains(SECRET));
 }
 

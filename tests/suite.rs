@@ -35,3 +35,5 @@ mod standby_promotion;
 mod storage;
 mod tidy;
 mod timelines;
+mod verify;
+mod verify_damage;

@@ -66,8 +66,13 @@ pub(crate) enum Error {
     RepositoryUnknown { number: i64 },
     #[error("{} command requires option: {name}", command.name())]
     OptionMissing { name: String, command: Command },
+    #[error("{told}")]
+    Verified {
+        /// What was found wrong, in one sentence.
+        told: String,
+    },
     #[error("option '{name}' not valid without option '{needed}'")]
-    ClusterWithoutPath { name: String, needed: String },
+    OptionWithout { name: String, needed: String },
     #[error(
         "option '{name}' not valid without option '{needed}' in ({})",
         quoted(values)
@@ -204,6 +209,7 @@ impl Error {
             Error::Stopped { .. } => exit::STOPPED,
             Error::LockFile { .. } | Error::Output { .. } | Error::Spawn { .. } => exit::FILE_WRITE,
             Error::OwnPath { .. } | Error::WorkingDirectory { .. } => exit::PATH_MISSING,
+            Error::Verified { .. } => exit::DAMAGED,
             Error::Engine(error) => exit::of_engine(error.kind()),
             _ => exit::OPTION_INVALID,
         }
@@ -234,6 +240,11 @@ impl Error {
             Error::OtherDirectory { .. } => {
                 vec!["is the PostgreSQL data_directory configured the same as the pg1-path option?".to_owned()]
             }
+            Error::Verified { .. } => vec![
+                "if there is a copy of the repository, put the damaged objects back from there.".to_owned(),
+                "while the cluster lives, a new full backup stores again what it still has, which heals older backups too."
+                    .to_owned(),
+            ],
             Error::Engine(error) => report::hints(error),
             Error::LockFile { .. } => vec!["set lock-path to a directory that this user can write.".to_owned()],
             Error::TargetTime { .. } => vec![

@@ -137,7 +137,8 @@ fn file_name(settings: &Settings) -> Option<String> {
         | Command::Restore
         | Command::StanzaCreate
         | Command::StanzaDelete
-        | Command::StanzaUpgrade => "",
+        | Command::StanzaUpgrade
+        | Command::Verify => "",
         Command::ArchiveGet | Command::ArchivePush if commands::is_background(settings) => "-async",
         _ => return None,
     };

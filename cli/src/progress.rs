@@ -163,12 +163,17 @@ fn name(stage: Stage) -> &'static str {
         Stage::Clean => "clean and prepare the directories",
         Stage::Restore => "restore",
         Stage::Sync => "make everything durable",
+        Stage::VerifyPacks => "read the packs",
+        Stage::VerifyTrees => "look for what the backups need",
+        Stage::VerifyWal => "read the WAL archive",
     }
 }
 
 fn done_bytes(stage: Stage, tally: &Tally) -> u64 {
     match stage {
         Stage::Restore => tally.get(Counter::WrittenBytes) + tally.get(Counter::KeptBytes),
+        Stage::VerifyPacks => tally.get(Counter::FetchedBytes),
+        Stage::VerifyWal => tally.get(Counter::WalBytes),
         _ => tally.get(Counter::FileBytes),
     }
 }
@@ -206,6 +211,8 @@ fn counts(running: &Running, tally: &Tally) -> String {
     };
     let size = |counter| report::bytes(tally.get(counter));
     match running.stage {
+        Stage::VerifyPacks => format!("{} packs", tally.get(Counter::Packs)),
+        Stage::VerifyWal => format!("{} WAL files", tally.get(Counter::WalFiles)),
         Stage::Restore => format!(
             "{files}, fetched {}, written {}, kept {}",
             size(Counter::FetchedBytes),

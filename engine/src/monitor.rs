@@ -28,11 +28,11 @@ pub enum Counter {
     WrittenBytes,
     /// Bytes of the target found to be right already.
     KeptBytes,
-    /// Chunks looked up.
+    /// Chunks looked up, or read to verify them.
     Chunks,
     /// Chunks that were new.
     NewChunks,
-    /// Packs put into the repository.
+    /// Packs put into the repository, or read to verify them.
     Packs,
     /// Pages whose checksum was verified.
     Pages,
@@ -40,9 +40,13 @@ pub enum Counter {
     BadPages,
     /// Pages that were being written while they were read; recovery repairs them.
     TornPages,
+    /// Files of the WAL archive that were read.
+    WalFiles,
+    /// Their bytes, as stored.
+    WalBytes,
 }
 
-const COUNTERS: usize = Counter::TornPages as usize + 1;
+const COUNTERS: usize = Counter::WalBytes as usize + 1;
 
 /// A part of an action, in the words that a person sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +65,12 @@ pub enum Stage {
     Restore,
     /// Making everything durable.
     Sync,
+    /// Reading packs.
+    VerifyPacks,
+    /// Walking the trees of backups.
+    VerifyTrees,
+    /// Reading the WAL archive.
+    VerifyWal,
 }
 
 /// Something that went wrong without ending the action.

@@ -102,10 +102,10 @@ impl Segment {
     pub fn parse(name: &str, segment_bytes: u32) -> Result<Self, BadName> {
         let bad = || BadName(name.to_owned(), "the name of a WAL segment");
         let field = |from: usize| u64::from_str_radix(name.get(from..from + 8)?, 16).ok();
-        let per_log = (1u64 << 32) / u64::from(segment_bytes);
-        if !is_upper_hex(name, 24) {
+        if !is_upper_hex(name, 24) || !is_segment_size(segment_bytes) {
             return Err(bad());
         }
+        let per_log = (1u64 << 32) / u64::from(segment_bytes);
         let (timeline, log, low) = field(0)
             .zip(field(8))
             .zip(field(16))
@@ -153,6 +153,11 @@ impl WalFile {
             _ => Err(BadName(name.to_owned(), "the name of a WAL file")),
         }
     }
+}
+
+/// Whether PostgreSQL has WAL segments of this size: a power of two from 1 MiB to 1 GiB.
+pub fn is_segment_size(bytes: u32) -> bool {
+    bytes.is_power_of_two() && (1 << 20..=1 << 30).contains(&bytes)
 }
 
 fn is_upper_hex(text: &str, length: usize) -> bool {

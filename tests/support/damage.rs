@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use pgcairn_engine::actions::{
     self, ArchiveOptions, BackupOptions, BackupSummary, Goal, Got, RestoreOptions, RestoreSummary,
-    StanzaCreateOptions, StorageLocation, TimelineGoal,
+    StanzaCreateOptions, StorageLocation, TimelineGoal, VerifyOptions, VerifySummary,
 };
 use pgcairn_engine::cluster::recovery::{Recovery, RecoveryType};
 use pgcairn_engine::monitor::{Monitor, NoMonitor, Problem, Stage, Tally};
@@ -185,6 +185,40 @@ impl Site {
         actions::restore(&self.repository()?, options, &Tally::default(), monitor)
     }
 
+    /// Verifies everything.
+    pub fn verify(&self, monitor: &dyn Monitor) -> Answer<VerifySummary> {
+        self.verify_set(None, monitor)
+    }
+
+    /// Verifies one backup, or everything. The chunk index is one of its own.
+    pub fn verify_set(&self, set: Option<&str>, monitor: &dyn Monitor) -> Answer<VerifySummary> {
+        self.verify_on(&self.repository()?, set, monitor)
+    }
+
+    /// Verifies one backup, or everything, of a repository that is seen through another storage.
+    pub fn verify_on(
+        &self,
+        repository: &Repository,
+        set: Option<&str>,
+        monitor: &dyn Monitor,
+    ) -> Answer<VerifySummary> {
+        let options = VerifyOptions {
+            stanza: set.map(|_| STANZA.to_owned()),
+            set: set.map(str::to_owned),
+            cache: self.beside("cache of verify"),
+            threads: 2,
+            host: "host".to_owned(),
+            now_ms: 1_900_000_000_000,
+        };
+        actions::verify(repository, &options, &Tally::default(), monitor)
+    }
+
+    /// The backups that verify calls restorable, and how many problems it found.
+    pub fn verdict(&self) -> (Vec<String>, u64) {
+        let verified = self.verify(&NoMonitor).expect("the store can be asked");
+        restorable(&verified)
+    }
+
     /// What archiving is asked for.
     pub fn archive_options(&self) -> ArchiveOptions {
         ArchiveOptions {
@@ -276,6 +310,16 @@ impl Default for Site {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// The backups that were called restorable, and how many problems were found.
+pub fn restorable(verified: &VerifySummary) -> (Vec<String>, u64) {
+    let mut stanzas = verified.stanzas.iter();
+    let own = stanzas.find(|stanza| stanza.name == STANZA);
+    let backups = own.into_iter().flat_map(|stanza| &stanza.backups);
+    let restorable = backups.filter(|backup| backup.is_restorable());
+    let labels = restorable.map(|backup| backup.label.clone());
+    (labels.collect(), verified.problems)
 }
 
 /// The name of a segment of the first timeline, of a cluster with segments of 1 MiB.

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pgcairn_engine::actions::{
     self, BackupOptions, BackupSummary, Goal, RestoreOptions, RestoreSummary, StanzaCreateOptions,
-    TimelineGoal,
+    TimelineGoal, VerifyOptions, VerifySummary,
 };
 use pgcairn_engine::cluster::recovery::{Recovery, RecoveryType};
 use pgcairn_engine::cluster::server::Server;
@@ -143,6 +143,19 @@ impl Host {
     ) -> actions::Result<RestoreSummary> {
         let options = self.restore_options(target, set);
         actions::restore(repository, &options, &Tally::default(), &NoMonitor)
+    }
+
+    /// Verifies the stanza.
+    pub fn verify(&self, repository: &Repository) -> actions::Result<VerifySummary> {
+        let options = VerifyOptions {
+            stanza: Some(STANZA.to_owned()),
+            set: None,
+            cache: self.cache.clone(),
+            threads: self.threads,
+            host: "host".to_owned(),
+            now_ms: self.clock_ms.load(Ordering::Relaxed),
+        };
+        actions::verify(repository, &options, &Tally::default(), &NoMonitor)
     }
 
     /// The labels of the backups that the repository lists.

@@ -10,6 +10,7 @@ mod restore;
 mod stanza_create;
 mod stanza_end;
 mod start_stop;
+mod verify;
 
 pub(crate) use archive::is_background;
 
@@ -125,6 +126,7 @@ fn run(settings: &Settings, log: &Log) -> Result<u8, Error> {
         Command::StanzaUpgrade => stanza_create::upgrade(settings, log),
         Command::Start => start_stop::start(settings, log),
         Command::Stop => start_stop::stop(settings, log),
+        Command::Verify => verify::run(settings, log),
         Command::Version => report::to_stdout(&version(settings)).map(|()| 0),
     }
 }
@@ -204,7 +206,7 @@ fn clusters(settings: &Settings) -> Result<Vec<Candidate>, Error> {
         }
         let mut given = settings.values.keys().filter(|name| settings.given(name));
         if let Some(name) = given.find(|name| name.starts_with(&prefix)) {
-            return Err(Error::ClusterWithoutPath {
+            return Err(Error::OptionWithout {
                 name: (*name).to_owned(),
                 needed: path,
             });

@@ -2,7 +2,7 @@
 
 use super::Command::{
     ArchiveGet, ArchivePush, Backup, Check, Info, Restore, StanzaCreate, StanzaDelete,
-    StanzaUpgrade, Start, Stop,
+    StanzaUpgrade, Start, Stop, Verify, Version,
 };
 use super::Effect::Nothing;
 use super::Kind::Text;
@@ -20,6 +20,7 @@ pub(super) const ALL: &[Command] = &[
     StanzaCreate,
     StanzaDelete,
     StanzaUpgrade,
+    Verify,
 ];
 /// All that do something.
 pub(super) const ACTING: &[Command] = &[
@@ -34,6 +35,23 @@ pub(super) const ACTING: &[Command] = &[
     StanzaUpgrade,
     Start,
     Stop,
+    Verify,
+];
+/// All that read the configuration file.
+pub(super) const CONFIGURED: &[Command] = &[
+    ArchiveGet,
+    ArchivePush,
+    Backup,
+    Check,
+    Info,
+    Restore,
+    StanzaCreate,
+    StanzaDelete,
+    StanzaUpgrade,
+    Start,
+    Stop,
+    Verify,
+    Version,
 ];
 pub(super) const WITH_CLUSTER: &[Command] = &[
     ArchiveGet,

@@ -30,12 +30,13 @@ pub(crate) enum Command {
     StanzaUpgrade,
     Start,
     Stop,
+    Verify,
     Version,
 }
 
 impl Command {
     /// All commands, as `help` lists them.
-    pub(crate) const ALL: [Command; 13] = [
+    pub(crate) const ALL: [Command; 14] = [
         Command::ArchiveGet,
         Command::ArchivePush,
         Command::Backup,
@@ -48,6 +49,7 @@ impl Command {
         Command::StanzaUpgrade,
         Command::Start,
         Command::Stop,
+        Command::Verify,
         Command::Version,
     ];
 
@@ -66,6 +68,7 @@ impl Command {
             Command::StanzaUpgrade => "stanza-upgrade",
             Command::Start => "start",
             Command::Stop => "stop",
+            Command::Verify => "verify",
             Command::Version => "version",
         }
     }
@@ -92,6 +95,7 @@ impl Command {
             Command::StanzaUpgrade => "upgrade a stanza to the cluster that is there now",
             Command::Start => "allow processes to run again",
             Command::Stop => "stop processes from running on this host",
+            Command::Verify => "verify contents of the repository",
             Command::Version => "get version",
         }
     }

@@ -2,14 +2,14 @@
 
 use super::Command::{
     ArchiveGet, ArchivePush, Backup, Check, Info, Restore, StanzaCreate, StanzaDelete,
-    StanzaUpgrade, Start, Stop, Version,
+    StanzaUpgrade, Start, Stop, Verify, Version,
 };
 use super::Effect::{Nothing, Unsupported};
 use super::Kind::{Choice, Duration, Flag, FlagOr, List, Number, Pairs, Path, Size, Text};
 use super::Place::CommandLine;
 use super::begin::{
-    ACTING, ALL, ARCHIVE, ENDED, LEVELS, RECOVERING, TARGETED, WITH_CLUSTER, WITH_SERVER, own, pg,
-    repo, s3, shape, shared_key,
+    ACTING, ALL, ARCHIVE, CONFIGURED, ENDED, LEVELS, RECOVERING, TARGETED, WITH_CLUSTER,
+    WITH_SERVER, own, pg, repo, s3, shape, shared_key,
 };
 use super::{Group, OptionRow};
 
@@ -175,6 +175,7 @@ pub(super) const ROWS: &[OptionRow] = &[
             StanzaCreate,
             StanzaDelete,
             StanzaUpgrade,
+            Verify,
         ],
         "output format",
     )
@@ -212,8 +213,8 @@ pub(super) const ROWS: &[OptionRow] = &[
     own(
         "set",
         Text,
-        &[Info, Restore],
-        "backup set to restore or to show in detail",
+        &[Info, Restore, Verify],
+        "backup set to restore, to show in detail or to verify",
     )
     .place(CommandLine),
     own(
@@ -294,6 +295,14 @@ pub(super) const ROWS: &[OptionRow] = &[
     )
     .place(CommandLine)
     .default("default"),
+    own(
+        "verbose",
+        Flag,
+        &[Verify],
+        "tell more; everything is told here",
+    )
+    .place(CommandLine)
+    .effect(Nothing),
     // General
     OptionRow::new(
         "allow-root",
@@ -312,7 +321,7 @@ pub(super) const ROWS: &[OptionRow] = &[
     OptionRow::new(
         "cache-path",
         Path,
-        &[ArchivePush, Backup, Restore],
+        &[ArchivePush, Backup, Restore, Verify],
         "path of the chunk index and other caches",
     )
     .default("/var/cache/pgcairn"),
@@ -331,28 +340,10 @@ pub(super) const ROWS: &[OptionRow] = &[
         "file compression type",
     )
     .default("zst"),
-    OptionRow::new(
-        "config",
-        Path,
-        &[
-            ArchiveGet,
-            ArchivePush,
-            Backup,
-            Check,
-            Info,
-            Restore,
-            StanzaCreate,
-            StanzaDelete,
-            StanzaUpgrade,
-            Start,
-            Stop,
-            Version,
-        ],
-        "configuration file",
-    )
-    .place(CommandLine)
-    .negatable()
-    .default("/etc/pgcairn/pgcairn.conf"),
+    OptionRow::new("config", Path, CONFIGURED, "configuration file")
+        .place(CommandLine)
+        .negatable()
+        .default("/etc/pgcairn/pgcairn.conf"),
     OptionRow::new(
         "db-timeout",
         Text,
@@ -390,14 +381,22 @@ pub(super) const ROWS: &[OptionRow] = &[
     OptionRow::new(
         "process-max",
         Number(1, 999),
-        &[ArchiveGet, ArchivePush, Backup, Check, Restore],
+        &[ArchiveGet, ArchivePush, Backup, Check, Restore, Verify],
         "max threads to use; unset: one per core",
     ),
     OptionRow::new("protocol-timeout", Text, ALL, "no effect here").effect(Nothing),
     OptionRow::new(
         "repo",
         Number(1, 256),
-        &[ArchiveGet, Backup, Check, Info, Restore, StanzaDelete],
+        &[
+            ArchiveGet,
+            Backup,
+            Check,
+            Info,
+            Restore,
+            StanzaDelete,
+            Verify,
+        ],
         "number of the repository to work on; unset: all, or the first that will do",
     )
     .place(CommandLine),
@@ -411,7 +410,13 @@ pub(super) const ROWS: &[OptionRow] = &[
     OptionRow::new("stanza", Text, WITH_CLUSTER, "defines the stanza")
         .place(CommandLine)
         .required(),
-    OptionRow::new("stanza", Text, &[Info, Start, Stop], "defines the stanza").place(CommandLine),
+    OptionRow::new(
+        "stanza",
+        Text,
+        &[Info, Start, Stop, Verify],
+        "defines the stanza; unset: all",
+    )
+    .place(CommandLine),
     // Log
     OptionRow::new(
         "log-level-console",

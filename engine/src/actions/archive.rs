@@ -6,8 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::actions::error::{Error, Result};
-use crate::cluster::control_file::ControlFile;
-use crate::cluster::wal_header;
+use crate::cluster::wal_header::{self, WalHeader};
 use crate::ids::Namer;
 use crate::pack::wal as wal_object;
 use crate::repository::layout;
@@ -53,25 +52,26 @@ pub(super) fn key_of(stanza: &str, epoch: &str, name: &str) -> Result<String> {
         .map_err(Error::Repository)
 }
 
-/// Checks by its header that a segment of `bytes` is what its name says, and of this cluster.
+/// Checks by its header that a segment of `bytes` is what its name says, and of the cluster with this system identifier
+/// and version; answers the header.
 pub(super) fn check_header(
     head: &[u8],
     bytes: u64,
     name: &str,
-    control: &ControlFile,
+    (system_id, version): (u64, u32),
     foreign: impl Fn(String) -> Error,
-) -> Result<()> {
+) -> Result<WalHeader> {
     let header = wal_header::parse(head).map_err(|error| foreign(error.to_string()))?;
-    if header.system_id != control.system_id {
+    if header.system_id != system_id {
         return Err(foreign(format!(
-            "system id {}, the cluster has {}",
-            header.system_id, control.system_id
+            "system id {}, the cluster has {system_id}",
+            header.system_id
         )));
     }
-    if header.version != control.version {
+    if header.version != version {
         return Err(foreign(format!(
-            "PostgreSQL {}, the cluster is {}",
-            header.version, control.version
+            "PostgreSQL {}, the cluster is {version}",
+            header.version
         )));
     }
     let segment_bytes = header.segment_bytes;
@@ -86,5 +86,5 @@ pub(super) fn check_header(
     if named.number * u64::from(segment_bytes) != header.page_address.0 {
         return Err(foreign(format!("it begins at {}", header.page_address)));
     }
-    Ok(())
+    Ok(header)
 }

@@ -220,7 +220,8 @@ impl Wanted<'_> {
                 key: key.clone(),
                 found,
             };
-            check_header(&raw, bytes, self.name, self.control, misplaced)?;
+            let cluster = (self.control.system_id, self.control.version);
+            check_header(&raw, bytes, self.name, cluster, misplaced)?;
         }
         Ok(Some(raw))
     }

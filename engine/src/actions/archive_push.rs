@@ -239,12 +239,12 @@ impl<'a> Source<'a> {
         self.file
             .read_exact_at(&mut head, 0)
             .map_err(self.failed())?;
-        check_header(&head, self.bytes, self.name, self.control, |found| {
-            Error::ForeignWal {
-                path: self.path.to_owned(),
-                found,
-            }
-        })
+        let cluster = (self.control.system_id, self.control.version);
+        let foreign = |found| Error::ForeignWal {
+            path: self.path.to_owned(),
+            found,
+        };
+        check_header(&head, self.bytes, self.name, cluster, foreign).map(drop)
     }
 }
 

@@ -5,7 +5,6 @@
 //! repository once a second reading has confirmed it, so that the next backup stores the chunk again; a chunk is called
 //! lost only when the whole repository was asked (all index segments, and the footers of packs that no segment names).
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
@@ -19,7 +18,6 @@ use crate::pack::reader::{Opener, ReadError, read_blob};
 use crate::repository::layout::{self, PackClass};
 use crate::repository::segment::Fact;
 use crate::repository::{Repository, packs};
-use crate::storage::ErrorKind;
 
 /// Stored bytes that are read at once.
 const LARGEST_READ: u64 = 4 << 20;
@@ -32,18 +30,19 @@ const LARGEST_GAP: u64 = 256 << 10;
 pub(super) struct Locator<'a> {
     session: &'a Session<'a>,
     pub(super) known: Known,
-    widened: Mutex<Option<HashMap<ChunkId, Location>>>,
+    /// What lies in packs that no segment names, by chunk.
+    widened: Mutex<Option<Vec<(ChunkId, Location)>>>,
 }
 
 impl<'a> Locator<'a> {
-    /// A locator that knows the segments of one stanza, and asks for the rest only if it must.
+    /// A locator that knows the segments of `scope`, and asks for the rest only if it must.
     pub(super) fn new(
         session: &'a Session<'a>,
         cache: &Path,
-        stanza: &str,
+        scope: Scope<'_>,
         problem: &mut dyn FnMut(String, String),
     ) -> Result<Self> {
-        let known = bring_up_to_date(session, cache, Scope::Stanza(stanza), problem)?;
+        let known = bring_up_to_date(session, cache, scope, problem)?;
         Ok(Locator {
             session,
             known,
@@ -51,7 +50,13 @@ impl<'a> Locator<'a> {
         })
     }
 
-    /// A usable location of each chunk, in the order of `ids`; `None` only if no copy is known anywhere.
+    /// The repository.
+    pub(super) fn repository(&self) -> &'a Repository {
+        self.session.repository
+    }
+
+    /// A usable location of each chunk, in the order of `ids`; `None` only if no copy is known anywhere. Quarantined copies
+    /// are the last resort: who quarantined them may have had bad memory.
     pub(super) fn locate(&self, ids: &[ChunkId], found: &mut Vec<Option<Location>>) -> Result<()> {
         self.known.index.lookup(ids, found).map_err(Error::Index)?;
         if found.iter().all(Option::is_some) {
@@ -66,7 +71,9 @@ impl<'a> Locator<'a> {
                     .iter()
                     .map(|fact| (fact.id, location_of(pack.pack, fact)))
             });
-            *widened = Some(located.collect());
+            let mut located: Vec<_> = located.collect();
+            located.sort_unstable_by_key(|(id, copy)| (*id, copy.pack));
+            *widened = Some(located);
         }
         self.known.index.lookup(ids, found).map_err(Error::Index)?;
         for (id, location) in ids
@@ -74,7 +81,16 @@ impl<'a> Locator<'a> {
             .zip(found.iter_mut())
             .filter(|(_, location)| location.is_none())
         {
-            *location = widened.as_ref().and_then(|rest| rest.get(id)).copied();
+            let index = &self.known.index;
+            let rest = widened.as_deref().unwrap_or_default();
+            let copies = rest.get(rest.partition_point(|(other, _)| other < id)..);
+            let mut copies = copies.into_iter().flatten();
+            let copies = copies.by_ref().take_while(|(other, _)| other == id);
+            let mut usable = copies.filter(|(_, copy)| !index.is_lost(id, copy.pack));
+            *location = match usable.next() {
+                Some((_, copy)) => Some(*copy),
+                None => index.last_resort(id).map_err(Error::Index)?,
+            };
         }
         Ok(())
     }
@@ -86,16 +102,13 @@ impl<'a> Locator<'a> {
         pack: PackId,
         damage: &Error,
     ) -> Result<Option<Location>> {
-        self.known.index.quarantine(id, pack);
+        self.known.index.mark_damaged(id, pack);
         if matches!(damage, Error::CopyDamaged { .. }) {
             self.session.quarantine(id, pack, &with_causes(damage));
         }
         let mut found = Vec::with_capacity(1);
         self.locate(&[id], &mut found)?;
-        Ok(found
-            .pop()
-            .flatten()
-            .filter(|location| location.pack != pack))
+        Ok(found.pop().flatten())
     }
 }
 
@@ -199,16 +212,12 @@ impl<'a> Fetcher<'a> {
             return Ok(());
         };
         let (pack, start) = (first.pack, u64::from(first.offset));
-        let class = if first.kind == BlobKind::Node {
-            PackClass::Meta
-        } else {
-            PackClass::Data
-        };
+        let class = class_of(first);
         self.stored
             .resize(usize::try_from(end_of(last) - start).unwrap_or(0), 0);
         let read = packs::get_range(self.repository, class, pack, start, &mut self.stored);
         if let Err(error) = read {
-            return self.unreadable(group, pack, error, name, again);
+            return self.unreadable(group, error, name, take, again);
         }
         self.tally
             .add(Counter::FetchedBytes, self.stored.len() as u64);
@@ -227,7 +236,7 @@ impl<'a> Fetcher<'a> {
                         .open(&self.namer, &wanted.id, &location, frame, &mut self.raw);
                 // Read once more, alone: what was wrong may have been the way and not the place.
                 if opened.is_err()
-                    && let Err(damage) = self.read_again(class, &wanted.id, &location)
+                    && let Some(damage) = self.read_alone(&wanted.id, &location)?
                 {
                     self.pass_over(wanted, pack, damage, &name, again)?;
                     continue;
@@ -239,8 +248,9 @@ impl<'a> Fetcher<'a> {
         Ok(())
     }
 
-    fn read_again(&mut self, class: PackClass, id: &ChunkId, location: &Location) -> Result<()> {
-        let repository = self.repository;
+    /// Reads one copy of a chunk alone; answers what is wrong with it.
+    fn read_alone(&mut self, id: &ChunkId, location: &Location) -> Result<Option<Error>> {
+        let (repository, class) = (self.repository, class_of(location));
         let mut fetch = |offset, buffer: &mut [u8]| {
             packs::get_range(repository, class, location.pack, offset, buffer)
         };
@@ -252,34 +262,38 @@ impl<'a> Fetcher<'a> {
             location,
             &mut self.raw,
         );
-        read.map_err(|error| match error {
-            ReadError::Fetch(error) => Error::Repository(error),
-            ReadError::Pack(source) => Error::CopyDamaged {
+        match read {
+            Ok(()) => Ok(None),
+            Err(ReadError::Fetch(error)) if error.is_about_one_object() => {
+                Ok(Some(Error::Repository(error)))
+            }
+            Err(ReadError::Fetch(error)) => Err(Error::Repository(error)),
+            Err(ReadError::Pack(source)) => Ok(Some(Error::CopyDamaged {
                 key: layout::pack(class, location.pack).to_string(),
                 offset: location.offset,
                 source,
-            },
-        })
+            })),
+        }
     }
 
-    /// A pack that is missing or too short loses its chunks one by one; any other failure ends the action.
+    /// Of a run that cannot be read as one, each chunk is read alone: the disk may be bad in one place. A store that cannot
+    /// be asked ends the action.
     fn unreadable<T>(
         &mut self,
         group: Vec<(Location, Wanted<T>)>,
-        pack: PackId,
         error: crate::repository::Error,
         name: impl Fn(&T) -> String,
+        take: &mut impl FnMut(&T, &[u8]) -> Result<()>,
         again: &mut Vec<Wanted<T>>,
     ) -> Result<()> {
-        if !error.is_not_found() && error.storage_kind() != Some(ErrorKind::Truncated) {
+        if !error.is_about_one_object() {
             return Err(Error::Repository(error));
         }
-        let mut cause = Some(Error::Repository(error));
-        for (_, wanted) in group {
-            let damage = cause.take().unwrap_or(Error::PackVanished {
-                pack: pack.to_string(),
-            });
-            self.pass_over(wanted, pack, damage, &name, again)?;
+        for (location, wanted) in group {
+            match self.read_alone(&wanted.id, &location)? {
+                None => take(&wanted.purpose, &self.raw)?,
+                Some(damage) => self.pass_over(wanted, location.pack, damage, &name, again)?,
+            }
         }
         Ok(())
     }
@@ -305,7 +319,16 @@ impl<'a> Fetcher<'a> {
     }
 }
 
-fn location_of(pack: PackId, fact: &Fact) -> Location {
+fn class_of(location: &Location) -> PackClass {
+    if location.kind == BlobKind::Node {
+        PackClass::Meta
+    } else {
+        PackClass::Data
+    }
+}
+
+/// Where a fact says that a chunk lies.
+pub(super) fn location_of(pack: PackId, fact: &Fact) -> Location {
     Location {
         pack,
         offset: fact.offset,

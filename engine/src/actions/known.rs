@@ -86,9 +86,11 @@ pub(super) fn bring_up_to_date(
     for (chunk, pack) in &quarantine {
         index.quarantine(*chunk, *pack);
     }
-    index
-        .bind_gc((session.gc.newest, session.gc.checksum))
-        .map_err(Error::Index)?;
+    if !session.gc_is_damaged {
+        index
+            .bind_gc((session.gc.newest, session.gc.checksum))
+            .map_err(Error::Index)?;
+    }
     keys.clear();
     Ok(Known {
         index,
@@ -191,7 +193,7 @@ pub(super) fn facts_of(
     class: PackClass,
     pack: PackId,
     bytes: u64,
-) -> Result<std::result::Result<PackFacts, crate::pack::Error>> {
+) -> Result<std::result::Result<PackFacts, String>> {
     let key = layout::pack(class, pack);
     let mut fetch = |offset, buffer: &mut [u8]| repository.storage.get_range(&key, offset, buffer);
     match read_footer(&mut fetch, bytes) {
@@ -201,7 +203,10 @@ pub(super) fn facts_of(
             bytes,
             blobs: entries.into_iter().map(fact).collect(),
         })),
-        Err(ReadError::Pack(damage)) => Ok(Err(damage)),
+        Err(ReadError::Pack(damage)) => Ok(Err(damage.to_string())),
+        Err(ReadError::Fetch(error)) if error.kind.is_about_one_object() => {
+            Ok(Err(with_causes(&error)))
+        }
         Err(ReadError::Fetch(error)) => Err(Error::Storage(error)),
     }
 }

@@ -18,6 +18,7 @@ mod error;
 mod error_kind;
 mod fetch;
 mod fill;
+mod findings;
 mod info;
 mod known;
 mod label;
@@ -44,6 +45,10 @@ mod stanza_end;
 mod stat_record;
 mod target;
 mod unfold;
+mod verify;
+mod verify_packs;
+mod verify_tree;
+mod verify_wal;
 mod wal_in_cluster;
 mod wal_needed;
 mod wal_path;
@@ -75,5 +80,8 @@ pub use several::RepositoryFailure;
 pub use standby::{Standby, StandbyError};
 pub use stanza::{StanzaCreateOptions, StanzaCreateSummary, stanza_create, stanza_upgrade};
 pub use stanza_end::{StanzaDeleteOptions, StanzaDeleteSummary, stanza_delete};
+pub use verify::{
+    VerifiedBackup, VerifiedEpoch, VerifiedStanza, VerifyOptions, VerifySummary, verify,
+};
 pub use wal_path::TimelineGoal;
 pub use wal_window::{TimelineWindow, WalRange};

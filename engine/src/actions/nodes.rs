@@ -1,7 +1,8 @@
 //! Reading a snapshot's tree: nodes by id, entries in path order.
 //!
-//! Promises: every node is checked against its id, and a damaged copy is passed over for another one; memory is one node for each level and a few read-ahead windows,
-//! whatever the size of the tree; a cursor can skip to a path without reading the nodes before it.
+//! Promises: every node is checked against its id, and a damaged copy is passed over for another one; memory is one node
+//! for each level and a few read-ahead windows, whatever the size of the tree; a cursor can skip to a path without reading
+//! the nodes before it.
 
 use std::cmp::Ordering;
 use std::collections::VecDeque;
@@ -18,7 +19,6 @@ use crate::repository::tree::{
     Child, Content, Entry, Node, TreeError, compare_paths, decode_extent_node, decode_node,
 };
 use crate::repository::{Repository, packs};
-use crate::storage::ErrorKind;
 
 /// Nodes lie side by side in the order in which a walk needs them: what is read at once.
 const WINDOW_BYTES: u64 = 256 << 10;
@@ -81,6 +81,16 @@ impl<'a> NodeReader<'a> {
         }
     }
 
+    /// A node of the tree.
+    pub(super) fn node(&self, id: ChunkId) -> Result<Node> {
+        self.with(id, decode_node)
+    }
+
+    /// The extents of an extent node.
+    pub(super) fn extent_node(&self, id: ChunkId) -> Result<Vec<Extent>> {
+        self.with(id, decode_extent_node)
+    }
+
     /// Decodes the node `id` with `decode`.
     fn with<T>(
         &self,
@@ -138,7 +148,7 @@ impl<'a> NodeReader<'a> {
         if let Some(locator) = self.locator {
             return locator.another(id, pack, damage);
         }
-        self.index.quarantine(id, pack);
+        self.index.mark_damaged(id, pack);
         self.locate(id)
     }
 
@@ -234,7 +244,7 @@ impl<'a> NodeReader<'a> {
                         picked.at += span.length;
                         continue;
                     }
-                    picked.take(&self.with(span.id, decode_extent_node)?);
+                    picked.take(&self.extent_node(span.id)?);
                 }
             }
         }
@@ -242,12 +252,9 @@ impl<'a> NodeReader<'a> {
     }
 }
 
-/// Whether a pack is missing or shorter than it should be.
+/// Whether it is this pack that cannot be read.
 fn is_gone(error: &Error) -> bool {
-    let Error::Repository(error) = error else {
-        return false;
-    };
-    error.is_not_found() || error.storage_kind() == Some(ErrorKind::Truncated)
+    matches!(error, Error::Repository(error) if error.is_about_one_object())
 }
 
 struct Picked {
@@ -292,7 +299,7 @@ impl<'r, 'a> TreeCursor<'r, 'a> {
     }
 
     fn descend(&mut self, id: ChunkId) -> Result<()> {
-        match self.nodes.with(id, decode_node)? {
+        match self.nodes.node(id)? {
             Node::Leaf(mut entries) => {
                 entries.reverse();
                 self.leaf = entries;

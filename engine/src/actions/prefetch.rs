@@ -360,7 +360,8 @@ fn checked(
         return Err(unfit("it is damaged"));
     }
     if options.archive.header_check {
-        check_header(&raw, bytes, name, &control, |found| unfit(&found))?;
+        let cluster = (control.system_id, control.version);
+        check_header(&raw, bytes, name, cluster, |found| unfit(&found))?;
     }
     Ok(raw)
 }

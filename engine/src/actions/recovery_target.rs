@@ -10,10 +10,10 @@ use std::cell::RefCell;
 use crate::actions::error::{Error, Result};
 use crate::actions::label::{Committed, backups, newest};
 use crate::actions::restore::RestoreOptions;
-use crate::actions::wal_path::{Coverage, Epoch, TimelineGoal};
+use crate::actions::wal_path::{Archives, Coverage, TimelineGoal};
 use crate::monitor::Monitor;
-use crate::repository::Repository;
 use crate::repository::snapshot::{self, Manifest, Snapshot};
+use crate::repository::{Repository, stanza};
 use crate::wal_name::{Lsn, Timeline};
 
 /// How far the clocks of a server and of a store may be apart; S3 refuses requests beyond it.
@@ -44,25 +44,25 @@ pub(super) struct Chosen {
     pub(super) before_hole: bool,
 }
 
-/// The backup that was asked for, or that the target needs.
+/// The backup that was asked for, or that the target needs; `epochs` are the stanza's, none if its records are damaged.
 pub(super) fn choose(
     repository: &Repository,
     options: &RestoreOptions,
+    epochs: &[stanza::Epoch],
     monitor: &dyn Monitor,
 ) -> Result<Chosen> {
-    let stanza = &options.stanza;
-    let listed = snapshot::list(repository, stanza).map_err(Error::Repository)?;
+    let name = &options.stanza;
+    let listed = snapshot::list(repository, name).map_err(Error::Repository)?;
     let chooser = Chooser {
         repository,
         options,
+        epochs,
         monitor,
     };
     // Which backup is the newest must not depend on what can be read.
     let backup = match &options.set {
         Some(label) => newest(repository, &listed, |other| other == label, |_| true, Err)?
-            .ok_or_else(|| {
-                Error::BackupNotFound(format!("stanza {stanza} has no backup {label}"))
-            })?,
+            .ok_or_else(|| Error::BackupNotFound(format!("stanza {name} has no backup {label}")))?,
         None => chooser.newest(&listed)?,
     };
     let before_hole = chooser.check(&backup.manifest)?;
@@ -75,6 +75,8 @@ pub(super) fn choose(
 struct Chooser<'a> {
     repository: &'a Repository,
     options: &'a RestoreOptions,
+    /// The stanza's; none if its records are damaged.
+    epochs: &'a [stanza::Epoch],
     monitor: &'a dyn Monitor,
 }
 
@@ -155,26 +157,26 @@ impl Chooser<'_> {
         if let Some(why) = trouble {
             return Err(self.unreachable(&why, None));
         }
-        let epoch = self.epoch(backup);
-        let ancestors = epoch.history(timeline)?.unwrap_or_default();
-        let coverage = epoch.coverage(backup, timeline, &ancestors)?;
+        let archives = self.archives(backup);
+        let ancestors = archives.history(timeline)?.unwrap_or_default();
+        let coverage = archives.coverage(backup, timeline, &ancestors)?;
         self.check_coverage(backup, &coverage)?;
         Ok(coverage.hole.is_some())
     }
 
     /// The timeline that recovery from a backup follows, and why the backup is not on it, if it is not.
     fn way(&self, backup: &Manifest) -> Result<(Timeline, Option<String>)> {
-        let epoch = self.epoch(backup);
+        let archives = self.archives(backup);
         // A backup that is made consistent and no more stays on its own timeline.
         let goal = match self.options.goal {
             Goal::Consistency => TimelineGoal::Current,
             _ => self.options.timeline,
         };
-        let timeline = epoch.timeline(goal, backup)?;
+        let timeline = archives.timeline(goal, backup)?;
         if timeline == backup.stop_timeline {
             return Ok((timeline, None));
         }
-        let Some(ancestors) = epoch.history(timeline)? else {
+        let Some(ancestors) = archives.history(timeline)? else {
             let why = format!("the archive has no {timeline}.history");
             return Ok((timeline, Some(why)));
         };
@@ -246,11 +248,17 @@ impl Chooser<'_> {
         Ok(())
     }
 
-    fn epoch(&self, backup: &Manifest) -> Epoch<'_> {
-        Epoch {
+    fn archives(&self, backup: &Manifest) -> Archives<'_> {
+        let own = stanza::of_cluster(self.epochs, backup.system_id, backup.version);
+        let mut epochs: Vec<String> = own.iter().map(stanza::Epoch::name).collect();
+        if epochs.is_empty() {
+            // The stanza's records are damaged.
+            epochs.push(format!("{}-{}", backup.version, backup.epoch));
+        }
+        Archives {
             repository: self.repository,
             stanza: &self.options.stanza,
-            name: format!("{}-{}", backup.version, backup.epoch),
+            epochs,
         }
     }
 

@@ -10,20 +10,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::actions::error::{Error, Result};
+use crate::actions::findings::Findings;
 use crate::actions::known::{Known, Scope, bring_up_to_date, facts_of, segment_keys};
 use crate::actions::packer::PACKS_PER_SEGMENT;
 use crate::actions::session::{Session, present};
 use crate::dedup::index::ChunkIndex;
 use crate::ids::{ChunkId, Location, PackId, RunId};
-use crate::monitor::{Monitor, Problem};
+use crate::monitor::Monitor;
 use crate::repository::layout::{self, MAINTENANCE_SCOPE, PackClass};
 use crate::repository::run::Role;
 use crate::repository::segment::{self, IndexSegment, PackFacts};
 use crate::repository::{Repository, gc_log, packs};
 use crate::storage::Key;
-
-/// Findings that are told by name: a lost segment makes one for each of its chunks.
-const TOLD: u64 = 100;
 
 /// What the work on an index needs to know.
 #[derive(Debug, Clone)]
@@ -100,6 +98,9 @@ pub fn verify_index(
             let known = bring_up_to_date(session, &options.cache, Scope::All, &mut |_, _| {})?;
             let scratch = Scratch::new(&options.cache, session.run)?;
             let findings = Findings::new(monitor);
+            if session.gc_is_damaged {
+                findings.add_told();
+            }
             let mut verified = IndexVerified {
                 packs: known.listed.len() as u64,
                 ..IndexVerified::default()
@@ -295,33 +296,6 @@ fn about(id: ChunkId, location: &Location) -> String {
         "chunk {id} in pack {} at {}",
         location.pack, location.offset
     )
-}
-
-/// Tells problems, the first of them by name, and counts them.
-struct Findings<'a> {
-    monitor: &'a dyn Monitor,
-    count: std::cell::Cell<u64>,
-}
-
-impl<'a> Findings<'a> {
-    fn new(monitor: &'a dyn Monitor) -> Self {
-        Findings {
-            monitor,
-            count: std::cell::Cell::new(0),
-        }
-    }
-
-    fn tell(&self, object: String, message: String) {
-        let count = self.count.get();
-        self.count.set(count + 1);
-        if count < TOLD {
-            self.monitor.problem(&Problem { object, message });
-        }
-    }
-
-    fn count(&self) -> u64 {
-        self.count.get()
-    }
 }
 
 /// The footers of all packs that are listed and not dead.

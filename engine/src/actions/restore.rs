@@ -2,8 +2,8 @@
 //!
 //! The story: choose the backup; look at the target and refuse what is live, foreign or not ours; announce; survey the
 //! tree and place its links; put down the marker, then remove `global/pg_control`, so that nothing startable is left;
-//! make the tree and fill it (`unfold.rs`, `fill.rs`); label, recovery settings; make all of it durable; `pg_control` under its name; the marker
-//! goes last. Promises: a restore that is killed anywhere is recognised by its marker and can be run again.
+//! make the tree and fill it (`unfold.rs`, `fill.rs`); label, recovery settings; make all of it durable; `pg_control` under
+//! its name; the marker goes last. Promises: a restore that is killed anywhere is recognised by its marker and can be run again.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -11,6 +11,7 @@ use std::time::Instant;
 use crate::actions::error::{Error, Result, with_causes};
 use crate::actions::fetch::Locator;
 use crate::actions::fill::Filler;
+use crate::actions::known::Scope;
 use crate::actions::label::Committed;
 use crate::actions::nodes::{NodeReader, TreeCursor};
 use crate::actions::pipeline::run_jobs;
@@ -117,13 +118,16 @@ pub fn restore(
     let begun = Instant::now();
     monitor.stage(Stage::Prepare, 0, 0);
     // All that a restore needs is in the backup itself: a damaged record of the stanza does not stop it.
-    match epochs_of(repository, &options.stanza) {
-        Err(Error::Repository(damage)) if damage.is_damage() => monitor.problem(&Problem {
-            object: format!("stanza {}", options.stanza),
-            message: with_causes(&damage),
-        }),
-        epochs => drop(epochs?),
-    }
+    let epochs = match epochs_of(repository, &options.stanza) {
+        Err(Error::Repository(damage)) if damage.is_damage() => {
+            monitor.problem(&Problem {
+                object: format!("stanza {}", options.stanza),
+                message: with_causes(&damage),
+            });
+            Vec::new()
+        }
+        epochs => epochs?,
+    };
     let (cache, host) = (&options.cache, &options.host);
     present(
         repository,
@@ -132,7 +136,7 @@ pub fn restore(
         (host, options.now_ms),
         monitor,
         |session| {
-            let chosen = choose(repository, options, monitor)?;
+            let chosen = choose(repository, options, &epochs, monitor)?;
             Restore {
                 repository,
                 session,
@@ -150,11 +154,11 @@ pub fn restore(
 
 /// Whether a repository has a backup that can be restored so, as far as that can be told without reading its files.
 pub fn can_restore(repository: &Repository, options: &RestoreOptions) -> Result<()> {
-    match epochs_of(repository, &options.stanza) {
-        Err(Error::Repository(damage)) if damage.is_damage() => {}
-        epochs => drop(epochs?),
-    }
-    choose(repository, options, &NoMonitor).map(drop)
+    let epochs = match epochs_of(repository, &options.stanza) {
+        Err(Error::Repository(damage)) if damage.is_damage() => Vec::new(),
+        epochs => epochs?,
+    };
+    choose(repository, options, &epochs, &NoMonitor).map(drop)
 }
 
 struct Restore<'a> {
@@ -183,8 +187,8 @@ impl Restore<'_> {
         let state = target::inspect(&self.options.pgdata, self.options, &marker, &control)?;
         state.notes.iter().for_each(|note| self.monitor.note(note));
         let mut note = |object, message| self.monitor.problem(&Problem { object, message });
-        let (cache, stanza) = (&self.options.cache, &self.options.stanza);
-        let locator = Locator::new(self.session, cache, stanza, &mut note)?;
+        let (cache, scope) = (&self.options.cache, Scope::Stanza(&self.options.stanza));
+        let locator = Locator::new(self.session, cache, scope, &mut note)?;
         let nodes = NodeReader::new(self.repository, &locator.known.index, &manifest.label)?
             .with_locator(&locator);
         let survey = survey(&nodes, manifest).map_err(|error| self.named(error, false))?;

@@ -2,7 +2,8 @@
 //!
 //! Promises: the announcement is durable before the gc log, and then the tombstones, are read (design: whoever deletes
 //! either sees the announcement, or the announced run sees what is being deleted); what is read is published as k = 1;
-//! an announcement that its process could not take back is taken back by the next run of this host (`run_lock.rs`).
+//! an announcement that its process could not take back is taken back by the next run of this host (`run_lock.rs`). Who
+//! only reads, and may not write to the repository, goes on without one and is told what that means.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -35,11 +36,15 @@ pub(super) struct Session<'a> {
     now_ms: i64,
     /// The gc log as it was read after the announcement.
     pub(super) gc: GcState,
+    /// It could not be read, and nobody but readers goes on without.
+    pub(super) gc_is_damaged: bool,
+    /// The repository may be written to, and was.
+    announced: bool,
     lock: RunLock,
 }
 
 /// Announces a run, after it has ended the dead ones of this host, of which `cache` knows. The gc log is not yet read:
-/// see [`Session::read_gc`].
+/// see [`Session::read_gc`]. Who only reads goes on unannounced where that is denied.
 pub(super) fn announce<'a>(
     repository: &'a Repository,
     role: Role,
@@ -64,14 +69,23 @@ pub(super) fn announce<'a>(
         host: host.to_owned(),
         now_ms,
         gc: GcState::default(),
+        gc_is_damaged: false,
+        announced: true,
         lock,
     };
-    if let Err(error) = run::announce(repository, &session.role, run, &announcement) {
-        // The announcement may be there all the same: only the answer was lost.
-        drop(session.withdraw());
-        return Err(Error::Repository(error));
+    match run::announce(repository, &session.role, run, &announcement) {
+        Ok(()) => Ok(session),
+        // Better a restore that a prune of this moment may disturb than none.
+        Err(error) if session.only_reads() && error.is_denied() => Ok(Session {
+            announced: false,
+            ..session
+        }),
+        Err(error) => {
+            // The announcement may be there all the same: only the answer was lost.
+            drop(session.withdraw());
+            Err(Error::Repository(error))
+        }
     }
-    Ok(session)
 }
 
 /// Runs `body` as an announced run that makes no backup: the gc log is read before it, beats are sent beside it, and the
@@ -85,12 +99,20 @@ pub(super) fn present<T>(
     body: impl FnOnce(&Session<'_>) -> Result<T>,
 ) -> Result<T> {
     let mut session = announce(repository, role, cache, host, now_ms)?;
+    if !session.announced {
+        monitor.problem(&Problem {
+            object: repository.storage.describe(),
+            message: "may not be written to, so that nobody sees this run; a prune elsewhere may delete what it reads"
+                .to_owned(),
+        });
+    }
     let read = match session.read_gc() {
-        // What a kept backup needs was never swept, and a restore adds nothing that others could lose.
-        Err(Error::Repository(damage)) if session.role == Role::Restore && damage.is_damage() => {
+        // What a kept backup needs was never swept, and who only reads adds nothing that others could lose.
+        Err(Error::Repository(damage)) if session.only_reads() && damage.is_damage() => {
             let object = repository.storage.describe();
             let message = with_causes(&damage);
             monitor.problem(&Problem { object, message });
+            session.gc_is_damaged = true;
             Ok(())
         }
         read => read,
@@ -119,17 +141,25 @@ impl Session<'_> {
     /// Reads the gc log and publishes how far.
     pub(super) fn read_gc(&mut self) -> Result<()> {
         self.gc = gc_log::read(self.repository).map_err(Error::Repository)?;
+        if !self.announced {
+            return Ok(());
+        }
         run::publish_gc_seen(self.repository, &self.role, self.run, self.gc.newest)
             .map_err(Error::Repository)
+    }
+
+    /// Whether the run adds nothing to the repository that others could lose.
+    fn only_reads(&self) -> bool {
+        matches!(self.role, Role::Restore | Role::Verify)
     }
 
     /// Packs whose chunks must not be used any more. Nothing may be built on a condemned pack; but until it is swept it
     /// may hold the only copy of what a backup needs that was committed while it was being condemned.
     pub(super) fn unusable(&self) -> BTreeSet<PackId> {
-        match self.role {
-            Role::Restore | Role::Verify => self.gc.dead.clone(),
-            _ => self.gc.condemned.union(&self.gc.dead).copied().collect(),
+        if self.only_reads() {
+            return self.gc.dead.clone();
         }
+        self.gc.condemned.union(&self.gc.dead).copied().collect()
     }
 
     /// Notes for all who come later that a copy was read twice and is damaged: the next backup that has the chunk stores
@@ -150,12 +180,17 @@ impl Session<'_> {
 
     /// Says that the run is alive; `k` counts from 2.
     pub(super) fn beat(&self, k: u32) -> Result<()> {
+        if !self.announced {
+            return Ok(());
+        }
         run::beat(self.repository, &self.role, self.run, k).map_err(Error::Repository)
     }
 
     /// Takes the announcement back.
     pub(super) fn withdraw(&self) -> Result<()> {
-        run::withdraw(self.repository, &self.role, self.run).map_err(Error::Repository)?;
+        if self.announced {
+            run::withdraw(self.repository, &self.role, self.run).map_err(Error::Repository)?;
+        }
         self.lock.remove();
         Ok(())
     }

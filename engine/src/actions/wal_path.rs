@@ -1,8 +1,10 @@
 //! The way that recovery takes through the archive: from a backup, over the timelines of a history, to its end.
 //!
 //! Promises: what counts as there is what PostgreSQL would find: the segment in which a timeline was left is taken from
-//! the newer timeline, or else from the older one. A hole is told from the end of the WAL by the same rule as
-//! `archive-get` has: something later is there, or a gap record says that something was dropped.
+//! the newer timeline, or, where that has nothing yet, from the older one. A hole is told from the end of the WAL by the
+//! same rule as `archive-get` has: something later is there, or a gap record says that something was dropped.
+
+use std::collections::BTreeMap;
 
 use crate::actions::archive::{decode, key_of};
 use crate::actions::error::{Error, Result};
@@ -23,11 +25,12 @@ pub enum TimelineGoal {
     This(Timeline),
 }
 
-/// The archive of one epoch of a stanza.
-pub(super) struct Epoch<'a> {
+/// The archives of a cluster's epochs of a stanza.
+pub(super) struct Archives<'a> {
     pub(super) repository: &'a Repository,
     pub(super) stanza: &'a str,
-    pub(super) name: String,
+    /// The names of the epochs, the newest first; what is in several archives is taken from the newest.
+    pub(super) epochs: Vec<String>,
 }
 
 /// What there is of the WAL on a way, from a backup's start on.
@@ -48,7 +51,7 @@ struct Stretch {
     last: Option<u64>,
 }
 
-impl Epoch<'_> {
+impl Archives<'_> {
     /// The timeline that a goal means for a backup.
     pub(super) fn timeline(&self, goal: TimelineGoal, backup: &Manifest) -> Result<Timeline> {
         let mut newest = match goal {
@@ -80,17 +83,20 @@ impl Epoch<'_> {
     }
 
     fn history_file(&self, timeline: Timeline) -> Result<Option<Vec<u8>>> {
-        let name = format!("{timeline}.history");
-        match wal::get(
+        let (storage, name) = (
             self.repository.storage.as_ref(),
-            self.stanza,
-            &self.name,
-            &name,
-        ) {
-            Ok(object) => decode(&object, key_of(self.stanza, &self.name, &name)?).map(Some),
-            Err(error) if error.is_not_found() => Ok(None),
-            Err(error) => Err(Error::Repository(error)),
+            format!("{timeline}.history"),
+        );
+        for epoch in &self.epochs {
+            match wal::get(storage, self.stanza, epoch, &name) {
+                Ok(object) => {
+                    return decode(&object, key_of(self.stanza, epoch, &name)?).map(Some);
+                }
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(Error::Repository(error)),
+            }
         }
+        Ok(None)
     }
 
     /// How far the WAL reaches from a backup's start along `timeline`, whose ancestors are given.
@@ -110,9 +116,7 @@ impl Epoch<'_> {
         while let Some(stretch) = stretches.next() {
             let listed = self.listed(&stretch, segment_bytes)?;
             let mut found = listed.into_iter().peekable();
-            let elsewhere = shared
-                .take()
-                .filter(|_| found.peek().is_none_or(|(at, _)| *at != next));
+            let elsewhere = shared.take().filter(|_| found.peek().is_none());
             if let Some(archived) = elsewhere {
                 until_ms = Some(archived.modified_ms);
                 next += 1;
@@ -165,8 +169,12 @@ impl Epoch<'_> {
             evidence = evidence.or(first.map(|(_, found)| format!("{} is there", found.name)));
         }
         let name = file_name(stretch.timeline, next, segment_bytes);
-        let gap = wal::gap_covering(self.repository, self.stanza, &self.name, &name)
-            .map_err(Error::Repository)?;
+        let mut gap = None;
+        for epoch in &self.epochs {
+            let covering = wal::gap_covering(self.repository, self.stanza, epoch, &name)
+                .map_err(Error::Repository)?;
+            gap = gap.or(covering);
+        }
         let dropped = gap.map(|gap| {
             format!(
                 "segments {} to {} were dropped by archive-push",
@@ -203,19 +211,18 @@ impl Epoch<'_> {
         let before = stretch.first.checked_sub(1);
         let after = before.map(|number| file_name(stretch.timeline, number, segment_bytes));
         let (stanza, timeline) = (self.stanza, stretch.timeline);
-        let listed = wal::segments(
-            self.repository,
-            stanza,
-            &self.name,
-            timeline,
-            after.as_deref(),
-        )
-        .map_err(Error::Repository)?;
         let numbered = |archived: Archived| {
             let number = Segment::parse(&archived.name, segment_bytes).ok()?.number;
             Some((number, archived))
         };
-        Ok(listed.into_iter().filter_map(numbered).collect())
+        let mut found = BTreeMap::new();
+        for epoch in self.epochs.iter().rev() {
+            let after = after.as_deref();
+            let listed = wal::segments(self.repository, stanza, epoch, timeline, after)
+                .map_err(Error::Repository)?;
+            found.extend(listed.into_iter().filter_map(numbered));
+        }
+        Ok(found.into_iter().collect())
     }
 }
 

@@ -1,7 +1,8 @@
 //! What the WAL archive of an epoch holds on each timeline: from where to where, and what is missing between.
 
-use crate::repository::wal::Contents;
-use crate::wal_name::{Segment, Timeline};
+use crate::cluster::timeline_history::Ancestor;
+use crate::repository::wal::{Contents, WalGap};
+use crate::wal_name::{Lsn, Segment, Timeline};
 
 /// Segments of one timeline, both ends included, by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,70 +22,172 @@ pub struct TimelineWindow {
     pub timeline: Timeline,
     /// What is there without a hole, in order: within each, every point can be recovered from a backup that lies in it.
     pub ranges: Vec<WalRange>,
-    /// What is missing between and, where the archiver dropped segments, behind them.
+    /// What is missing: between them, behind them where the archiver dropped segments, and (where histories were looked
+    /// at) before and behind them where timelines part.
     pub missing: Vec<WalRange>,
 }
 
 /// The windows of an epoch's timelines, in order.
 pub(super) fn windows(contents: &Contents, segment_bytes: u32) -> Vec<TimelineWindow> {
-    let mut windows: Vec<(Timeline, Vec<(u64, u64)>)> = Vec::new();
-    let parse = |name: &String| Segment::parse(name, segment_bytes).ok();
-    for Segment { timeline, number } in contents.segments.iter().filter_map(parse) {
-        match windows.last_mut() {
-            Some((last, ranges)) if *last == timeline => match ranges.last_mut() {
-                Some((_, end)) if *end + 1 == number => *end = number,
-                _ => ranges.push((number, number)),
-            },
-            _ => windows.push((timeline, vec![(number, number)])),
-        }
+    let mut windows = Windows::new(segment_bytes);
+    for name in &contents.segments {
+        windows.add(name);
     }
-    let gaps: Vec<(Segment, Segment)> = contents
-        .gaps
-        .iter()
-        .filter_map(|gap| parse(&gap.first).zip(parse(&gap.last)))
-        .collect();
-    let window = |(timeline, ranges): (Timeline, Vec<(u64, u64)>)| {
-        let mut missing: Vec<(u64, u64)> = ranges
-            .windows(2)
-            .filter_map(|pair| match pair {
-                [(_, before), (after, _)] => Some((before + 1, after - 1)),
-                _ => None,
-            })
-            .collect();
-        let end = ranges.last().map_or(0, |(_, end)| *end);
-        // A gap at the end is not yet between two segments.
-        let at_end = gaps
-            .iter()
-            .filter(|(first, last)| first.timeline == timeline && last.number > end);
-        missing.extend(at_end.map(|(first, last)| (first.number.max(end + 1), last.number)));
-        let named = |ranges: Vec<(u64, u64)>| {
-            let named = ranges
-                .into_iter()
-                .map(|range| named(timeline, range, segment_bytes));
-            named.collect()
-        };
-        TimelineWindow {
-            timeline,
-            ranges: named(ranges),
-            missing: named(missing),
-        }
-    };
-    windows.into_iter().map(window).collect()
+    windows.tell(&contents.gaps, &[])
 }
 
-fn named(timeline: Timeline, (first, last): (u64, u64), segment_bytes: u32) -> WalRange {
-    let name = |number| Segment { timeline, number }.file_name(segment_bytes);
-    WalRange {
-        first: name(first),
-        last: name(last),
-        segments: last + 1 - first,
+/// Of a timeline's segments from `first` to the one of number `last`, the first that is in none of these.
+pub(super) fn first_missing(windows: &[&Windows], first: Segment, last: u64) -> Option<Segment> {
+    let mut at = first;
+    while at.number <= last {
+        let ends = windows.iter().filter_map(|windows| windows.end_of_run(at));
+        let Some(end) = ends.max() else {
+            return Some(at);
+        };
+        at.number = end + 1;
+    }
+    None
+}
+
+/// The first and the last of consecutive segments, by number.
+type Run = (u64, u64);
+
+/// Segments as they are found, in the order of their names: memory grows with the holes, not with the segments.
+pub(super) struct Windows {
+    segment_bytes: u32,
+    timelines: Vec<(Timeline, Vec<Run>)>,
+}
+
+impl Windows {
+    /// Nothing is there yet.
+    pub(super) fn new(segment_bytes: u32) -> Self {
+        Windows {
+            segment_bytes,
+            timelines: Vec::new(),
+        }
+    }
+
+    /// A segment is there. What is no segment's name is passed over.
+    pub(super) fn add(&mut self, name: &str) {
+        let Ok(Segment { timeline, number }) = Segment::parse(name, self.segment_bytes) else {
+            return;
+        };
+        match self.timelines.last_mut() {
+            Some((last, runs)) if *last == timeline => match runs.last_mut() {
+                Some((_, end)) if *end + 1 == number => *end = number,
+                _ => runs.push((number, number)),
+            },
+            _ => self.timelines.push((timeline, vec![(number, number)])),
+        }
+    }
+
+    /// The timelines of which something is there, in order.
+    pub(super) fn timelines(&self) -> impl Iterator<Item = Timeline> {
+        self.timelines.iter().map(|(timeline, _)| *timeline)
+    }
+
+    /// The end of the run that a segment lies in.
+    fn end_of_run(&self, segment: Segment) -> Option<u64> {
+        let mut runs = self.runs(segment.timeline).iter();
+        let run = runs.find(|(begin, end)| (*begin..=*end).contains(&segment.number));
+        run.map(|(_, end)| *end)
+    }
+
+    /// What is there on each timeline, and what is missing between, where the archiver dropped segments behind it, and
+    /// where a timeline with a history goes on from another.
+    pub(super) fn tell(
+        &self,
+        gaps: &[WalGap],
+        histories: &[(Timeline, Vec<Ancestor>)],
+    ) -> Vec<TimelineWindow> {
+        let mut told = Vec::new();
+        for (timeline, runs) in &self.timelines {
+            let between = runs.windows(2).filter_map(|pair| match pair {
+                [(_, before), (after, _)] => Some((before + 1, after - 1)),
+                _ => None,
+            });
+            let mut missing: Vec<Run> = between.collect();
+            missing.extend(self.dropped_behind(*timeline, gaps));
+            missing.extend(self.missing_at_switches(*timeline, histories));
+            missing.sort_unstable();
+            missing.dedup();
+            let named = |runs: &[Run]| runs.iter().map(|run| self.named(*timeline, *run)).collect();
+            told.push(TimelineWindow {
+                timeline: *timeline,
+                ranges: named(runs),
+                missing: named(&missing),
+            });
+        }
+        told
+    }
+
+    /// A gap at the end is not yet between two segments.
+    fn dropped_behind(&self, timeline: Timeline, gaps: &[WalGap]) -> Vec<Run> {
+        let end = self.runs(timeline).last().map_or(0, |(_, end)| *end);
+        let parse = |name: &String| Segment::parse(name, self.segment_bytes).ok();
+        let parsed = gaps
+            .iter()
+            .filter_map(|gap| parse(&gap.first).zip(parse(&gap.last)));
+        let is_sound = |first: &Segment, last: &Segment| {
+            first.timeline == last.timeline && first.number <= last.number
+        };
+        let parsed = parsed.filter(|(first, last)| is_sound(first, last));
+        let behind = parsed.filter(|(first, last)| first.timeline == timeline && last.number > end);
+        behind
+            .map(|(first, last)| (first.number.max(end + 1), last.number))
+            .collect()
+    }
+
+    /// What is missing on a timeline where it left its parent, and where others left it. A new timeline begins with its own
+    /// copy of the segment in which it left the other one.
+    fn missing_at_switches(
+        &self,
+        timeline: Timeline,
+        histories: &[(Timeline, Vec<Ancestor>)],
+    ) -> Vec<Run> {
+        let number = |lsn: Lsn| lsn.0 / u64::from(self.segment_bytes);
+        let mut missing = Vec::new();
+        for (child, ancestors) in histories {
+            let Some(parent) = ancestors.last() else {
+                continue;
+            };
+            let left_in = number(parent.left_at);
+            let parents_end = self.runs(parent.timeline).last().map(|(_, end)| *end);
+            let childs_first = self.runs(*child).first().map(|(first, _)| *first);
+            let (Some(end), Some(first)) = (parents_end, childs_first) else {
+                continue;
+            };
+            if parent.timeline == timeline && end + 1 < left_in {
+                missing.push((end + 1, left_in - 1));
+            }
+            if *child == timeline && first > left_in {
+                missing.push((left_in, first - 1));
+            }
+        }
+        missing
+    }
+
+    fn runs(&self, timeline: Timeline) -> &[Run] {
+        let found = self
+            .timelines
+            .iter()
+            .find(|(listed, _)| *listed == timeline);
+        found.map_or(&[], |(_, runs)| runs)
+    }
+
+    fn named(&self, timeline: Timeline, (first, last): Run) -> WalRange {
+        let name = |number| Segment { timeline, number }.file_name(self.segment_bytes);
+        WalRange {
+            first: name(first),
+            last: name(last),
+            segments: last + 1 - first,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::repository::wal::WalGap;
 
     const SEGMENT: u32 = 16 << 20;
 
@@ -94,6 +197,103 @@ mod tests {
             number,
         }
         .file_name(SEGMENT)
+    }
+
+    /// What is missing, timeline by timeline, of the segments with these numbers.
+    fn missing(segments: &[(u32, u64)], histories: &[(Timeline, Vec<Ancestor>)]) -> Vec<String> {
+        let mut windows = Windows::new(SEGMENT);
+        for (timeline, number) in segments {
+            windows.add(&name(*timeline, *number));
+        }
+        let told = windows.tell(&[], histories);
+        let missing = told.iter().flat_map(|window| &window.missing);
+        missing
+            .map(|range| format!("{}+{}", range.first, range.segments))
+            .collect()
+    }
+
+    #[test]
+    fn holes_where_timelines_part_are_named_on_the_timeline_that_lacks_them() {
+        let left_at = |timeline, lsn| Ancestor {
+            timeline: Timeline(timeline),
+            left_at: Lsn(lsn),
+        };
+        // Timeline 2 left timeline 1 in the middle of segment 7, timeline 3 left that at the very end of segment 8.
+        let in_seven = 7 * u64::from(SEGMENT) + 100;
+        let after_eight = 9 * u64::from(SEGMENT);
+        let histories = [
+            (Timeline(2), vec![left_at(1, in_seven)]),
+            (
+                Timeline(3),
+                vec![left_at(1, in_seven), left_at(2, after_eight)],
+            ),
+        ];
+        let whole = [
+            &[(1, 6), (2, 7), (2, 8), (3, 9)][..],
+            &[(1, 6), (1, 7), (1, 8), (2, 7), (2, 8), (2, 9), (3, 9)],
+        ];
+        for segments in whole {
+            assert_eq!(missing(segments, &histories), [""; 0], "{segments:?}");
+        }
+        let without = |hole: (u32, u64)| {
+            let all = [(1, 5), (1, 6), (2, 7), (2, 8), (3, 9), (3, 10)];
+            let rest: Vec<_> = all.into_iter().filter(|segment| *segment != hole).collect();
+            missing(&rest, &histories)
+        };
+        for hole in [(1, 6), (2, 7), (2, 8), (3, 9)] {
+            assert_eq!(
+                without(hole),
+                [format!("{}+1", name(hole.0, hole.1))],
+                "{hole:?}"
+            );
+        }
+        assert_eq!(without((1, 5)), [""; 0], "older WAL may have been removed");
+        // The old timeline's copy of the segment does not have what the new one wrote into it.
+        let of_the_old = [(1, 6), (1, 7), (2, 8), (3, 9)];
+        assert_eq!(
+            missing(&of_the_old, &histories),
+            [format!("{}+1", name(2, 7))]
+        );
+    }
+
+    #[test]
+    fn a_gap_that_ends_before_it_begins_is_none() {
+        let mut windows = Windows::new(SEGMENT);
+        windows.add(&name(1, 4));
+        let gap = |first, last| WalGap { first, last };
+        let senseless = [
+            gap(name(1, 9), name(1, 7)),
+            gap(name(1, 7), name(2, 9)),
+            gap("x".to_owned(), name(1, 9)),
+        ];
+        assert_eq!(windows.tell(&senseless, &[])[0].missing, []);
+    }
+
+    #[test]
+    fn the_first_missing_segment_of_a_range_is_found() {
+        let mut windows = Windows::new(SEGMENT);
+        for number in [3, 4, 6] {
+            windows.add(&name(1, number));
+        }
+        let mut more = Windows::new(SEGMENT);
+        for number in [4, 9, 10] {
+            more.add(&name(1, number));
+        }
+        let missing = |timeline, first, last| {
+            let first = Segment {
+                timeline: Timeline(timeline),
+                number: first,
+            };
+            first_missing(&[&windows, &more], first, last).map(|segment| segment.number)
+        };
+        assert_eq!(missing(1, 3, 4), None);
+        assert_eq!(missing(1, 4, 4), None);
+        assert_eq!(missing(1, 3, 6), Some(5));
+        assert_eq!(missing(1, 2, 4), Some(2));
+        assert_eq!(missing(1, 6, 8), Some(7));
+        assert_eq!(missing(1, 9, 10), None);
+        assert_eq!(missing(1, 3, 10), Some(5));
+        assert_eq!(missing(2, 3, 3), Some(3));
     }
 
     #[test]

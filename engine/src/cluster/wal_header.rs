@@ -5,7 +5,7 @@
 
 #![deny(clippy::indexing_slicing)]
 
-use crate::wal_name::Lsn;
+use crate::wal_name::{Lsn, is_segment_size};
 
 /// The page magic of each major version.
 const MAGICS: [(u16, u32); 6] = [
@@ -77,8 +77,7 @@ pub fn parse(segment: &[u8]) -> Result<WalHeader, BadHeader> {
         .1;
     let info = u16_at(2).ok_or(BadHeader::Short)?;
     let segment_bytes = u32_at(32).ok_or(BadHeader::Short)?;
-    let sane = segment_bytes.is_power_of_two() && (1 << 20..=1 << 30).contains(&segment_bytes);
-    if info & LONG_HEADER == 0 || !sane {
+    if info & LONG_HEADER == 0 || !is_segment_size(segment_bytes) {
         return Err(BadHeader::NotFirst);
     }
     Ok(WalHeader {

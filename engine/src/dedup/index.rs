@@ -225,14 +225,36 @@ impl ChunkIndex {
         Ok(())
     }
 
-    /// Answers with this pack no more, until the next [`ChunkIndex::set_packs`].
-    pub fn mark_unusable(&self, pack: PackId) {
-        self.packs_mut().mark_unusable(&pack);
+    /// Answers with this pack no more: this process could not read it. Not stored here.
+    pub fn mark_gone(&self, pack: PackId) {
+        self.packs_mut().mark_gone(pack);
     }
 
-    /// Answers with this copy of this chunk no more. Not stored here: the repository's quarantine is read by each run.
+    /// Answers with this copy of this chunk as a last resort alone. Not stored here: the repository's quarantine is read
+    /// by each run.
     pub fn quarantine(&self, chunk: ChunkId, pack: PackId) {
         self.packs_mut().quarantine(chunk, pack);
+    }
+
+    /// Whether a copy is quarantined.
+    pub fn is_quarantined(&self, chunk: &ChunkId, pack: PackId) -> bool {
+        self.packs().is_quarantined(chunk, pack)
+    }
+
+    /// Answers with this copy of this chunk no more: this process has read it, and it is damaged. Not stored here.
+    pub fn mark_damaged(&self, chunk: ChunkId, pack: PackId) {
+        self.packs_mut().mark_damaged(chunk, pack);
+    }
+
+    /// Whether this process has found that a copy cannot be read.
+    pub fn is_lost(&self, chunk: &ChunkId, pack: PackId) -> bool {
+        self.packs().is_lost(chunk, pack)
+    }
+
+    /// A copy of a chunk in a usable pack that only others found damaged.
+    pub fn last_resort(&self, id: &ChunkId) -> Result<Option<Location>> {
+        let records = self.db.get(id.0).map_err(|error| self.failed(error))?;
+        Ok(records.and_then(|records| self.packs().last_resort(id, &records)))
     }
 
     /// Every chunk in the order of the ids, with all its locations, usable or not.
@@ -670,12 +692,27 @@ mod tests {
             [Some(2), Some(1)],
             "one copy of one chunk is quarantined"
         );
-        index.mark_unusable(pack(1));
-        assert_eq!(look_up(&index, &[3, 4]), [Some(2), Some(2)]);
-        index.mark_unusable(pack(2));
-        assert_eq!(look_up(&index, &[3, 4]), [None, None]);
+        let last_resort = |index: &ChunkIndex, n| {
+            let copy = index.last_resort(&id(n)).unwrap();
+            copy.map(|copy| copy.pack)
+        };
+        assert_eq!(last_resort(&index, 3), Some(pack(1)));
+        index.mark_damaged(id(3), pack(1));
+        assert_eq!(
+            last_resort(&index, 3),
+            Some(pack(2)),
+            "what this process has read counts"
+        );
         index.set_packs(&listed(&[1, 2]), &BTreeSet::from([pack(1)]));
         assert_eq!(look_up(&index, &[4]), [Some(2)], "pack 1 is condemned");
+        index.mark_gone(pack(2));
+        index.set_packs(&listed(&[1, 2]), &BTreeSet::new());
+        assert_eq!(
+            look_up(&index, &[3, 4]),
+            [None, Some(1)],
+            "gone whatever is listed"
+        );
+        assert_eq!(last_resort(&index, 3), None);
     }
 
     #[test]

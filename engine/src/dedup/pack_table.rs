@@ -30,7 +30,12 @@ struct Row {
 pub struct PackTable {
     rows: Vec<Row>,
     numbers: HashMap<PackId, u32>,
+    /// Copies that somebody found damaged once.
     quarantined: HashSet<(ChunkId, PackId)>,
+    /// Copies that this process has read and found damaged.
+    damaged: HashSet<(ChunkId, PackId)>,
+    /// Packs that this process could not read, whatever the listing says of them.
+    gone: HashSet<PackId>,
 }
 
 impl PackTable {
@@ -102,28 +107,51 @@ impl PackTable {
         }
     }
 
-    /// Makes a pack unusable.
-    pub fn mark_unusable(&mut self, pack: &PackId) {
-        if let Some(row) = self.row_mut(pack) {
-            row.usable = false;
-        }
+    /// Hides a pack for good, whatever a later listing says.
+    pub fn mark_gone(&mut self, pack: PackId) {
+        self.gone.insert(pack);
     }
 
-    /// Hides one copy of a chunk.
+    /// Hides one copy of a chunk; as a last resort it is found all the same.
     pub fn quarantine(&mut self, chunk: ChunkId, pack: PackId) {
         self.quarantined.insert((chunk, pack));
     }
 
+    /// Whether somebody found a copy damaged once.
+    pub fn is_quarantined(&self, chunk: &ChunkId, pack: PackId) -> bool {
+        !self.quarantined.is_empty() && self.quarantined.contains(&(*chunk, pack))
+    }
+
+    /// Hides one copy of a chunk for good.
+    pub fn mark_damaged(&mut self, chunk: ChunkId, pack: PackId) {
+        self.damaged.insert((chunk, pack));
+    }
+
+    /// Whether this process has found that a copy cannot be read.
+    pub fn is_lost(&self, chunk: &ChunkId, pack: PackId) -> bool {
+        let damaged = !self.damaged.is_empty() && self.damaged.contains(&(*chunk, pack));
+        damaged || !self.gone.is_empty() && self.gone.contains(&pack)
+    }
+
     /// The first of the stored locations of `chunk` that may be used.
     pub fn choose(&self, chunk: &ChunkId, value: &[u8]) -> Option<Location> {
+        self.usable(chunk, value)
+            .find(|location| !self.is_quarantined(chunk, location.pack))
+    }
+
+    /// The first of the stored locations of `chunk` that was not found damaged by this process, whatever others found:
+    /// it may have been their memory and not the copy.
+    pub fn last_resort(&self, chunk: &ChunkId, value: &[u8]) -> Option<Location> {
+        self.usable(chunk, value).next()
+    }
+
+    fn usable(&self, chunk: &ChunkId, value: &[u8]) -> impl Iterator<Item = Location> {
         let (records, _torn) = value.as_chunks::<RECORD_BYTES>();
         records
             .iter()
             .filter_map(|record| self.decode(record))
             .filter_map(|(location, usable)| usable.then_some(location))
-            .find(|location| {
-                self.quarantined.is_empty() || !self.quarantined.contains(&(*chunk, location.pack))
-            })
+            .filter(|location| !self.is_lost(chunk, location.pack))
     }
 
     /// All the stored locations of a chunk, those that may not be used too.

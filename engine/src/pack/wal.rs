@@ -17,6 +17,9 @@ use crate::pack::{Error, Result};
 pub const PIECE_BYTES: usize = 2 << 20;
 /// No WAL file is larger.
 pub const LARGEST_FILE: u64 = 1 << 30;
+/// No object that holds one is larger: what does not shrink is stored as it is, in pieces that each have a frame and a
+/// place in the footer.
+pub const LARGEST_OBJECT: u64 = LARGEST_FILE + (1 << 20);
 
 /// A sealed piece that owns its bytes, so that it can leave the thread that sealed it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,19 +81,34 @@ pub fn assemble(pieces: &[SealedPiece]) -> Result<Vec<u8>> {
 
 /// The file that an object holds.
 pub fn decode(namer: &Namer, object: &[u8]) -> Result<Vec<u8>> {
+    let mut file = Vec::new();
+    for_each_piece(namer, object, |_, piece| {
+        file.extend_from_slice(piece);
+        Ok::<(), Error>(())
+    })?;
+    Ok(file)
+}
+
+/// Hands the pieces of the file that an object holds to `take`, in order, each with its id; answers the file's length.
+/// Every piece was checked when it is handed over, and the object as a whole before the first. A piece is decoded into
+/// the same buffer as the one before, and so into memory that is at hand.
+pub fn for_each_piece<E: From<Error>>(
+    namer: &Namer,
+    object: &[u8],
+    mut take: impl FnMut(ChunkId, &[u8]) -> std::result::Result<(), E>,
+) -> std::result::Result<u64, E> {
     let entries = parse_footer(object)?;
     let file_bytes = file_bytes(&entries)?;
     let mut opener = Opener::new()?;
     let mut piece = Vec::new();
-    let mut file = Vec::with_capacity(file_bytes);
     for entry in &entries {
         // An object has no pack id; the reader needs none.
         let location = entry.location(PackId([0; 16]));
         let bytes = framed(object, &location)?;
         opener.open(namer, &entry.id, &location, bytes, &mut piece)?;
-        file.extend_from_slice(&piece);
+        take(entry.id, &piece)?;
     }
-    Ok(file)
+    Ok(file_bytes as u64)
 }
 
 /// What can be told of a file without decoding it.

@@ -19,6 +19,8 @@ pub const PROBE_PREFIX: &str = "probe/";
 pub const STANZAS_PREFIX: &str = "stanzas/";
 /// The numbered gc log lies below this.
 pub const GC_PREFIX: &str = "gc/";
+/// All registers.
+pub const SNAPSHOTS_PREFIX: &str = "snapshots/";
 /// All announcements lie below this.
 pub const RUNS_PREFIX: &str = "runs/";
 /// Copies found damaged are named below this.
@@ -154,18 +156,18 @@ pub fn parse_run(key: &str) -> Option<(Role, RunId, u32)> {
 
 /// The decision register of a backup.
 pub fn snapshot(stanza: &str, label: &str, run: RunId) -> Result<Key> {
-    labelled("snapshots/", stanza, label, run)
+    labelled(SNAPSHOTS_PREFIX, stanza, label, run)
 }
 
 /// All registers of a stanza.
 pub fn snapshot_prefix(stanza: &str) -> Result<String> {
     check_stanza_name(stanza)?;
-    Ok(format!("snapshots/{stanza}/"))
+    Ok(format!("{SNAPSHOTS_PREFIX}{stanza}/"))
 }
 
 /// The stanza, label and run that a register's key names.
 pub fn parse_snapshot(key: &str) -> Option<(String, String, RunId)> {
-    parse_labelled(key.strip_prefix("snapshots/")?)
+    parse_labelled(key.strip_prefix(SNAPSHOTS_PREFIX)?)
 }
 
 /// The tombstone of a backup.

@@ -165,6 +165,17 @@ impl Error {
         self.storage_kind() == Some(ErrorKind::NotFound)
     }
 
+    /// Whether the storage forbids it.
+    pub fn is_denied(&self) -> bool {
+        self.storage_kind() == Some(ErrorKind::Denied)
+    }
+
+    /// Whether it is one object that cannot be read, as opposed to a store that cannot be asked.
+    pub fn is_about_one_object(&self) -> bool {
+        self.storage_kind()
+            .is_some_and(ErrorKind::is_about_one_object)
+    }
+
     /// Whether a record is there but spoilt, as opposed to one that a newer program wrote.
     pub fn is_damage(&self) -> bool {
         match self {

@@ -6,14 +6,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::codec::RecordKind;
+use crate::codec::{self, RecordKind};
 use crate::ids::{ChunkId, RunId};
 use crate::repository::layout;
 use crate::repository::{
     Error, Repository, Result, forget, get_record, list_all, seal_record, storage_failed,
 };
 use crate::storage::ErrorKind;
-use crate::wal_name::{Lsn, Timeline};
+use crate::wal_name::{Lsn, Timeline, is_segment_size};
 
 pub use crate::repository::label::{BackupType, Label};
 
@@ -204,7 +204,16 @@ pub fn list(repository: &Repository, stanza: &str) -> Result<Vec<Snapshot>> {
 /// What a listed register says.
 pub fn read(repository: &Repository, snapshot: &Snapshot) -> Result<Register> {
     let key = layout::snapshot(&snapshot.stanza, &snapshot.label, snapshot.run)?;
-    get_record(repository, &key, RecordKind::Register)
+    let register = get_record(repository, &key, RecordKind::Register)?;
+    match &register {
+        // Positions are divided by it.
+        Register::Committed(manifest) if !is_segment_size(manifest.wal_segment_bytes) => {
+            let bytes = manifest.wal_segment_bytes;
+            let source = codec::Error::Body(format!("no WAL segment has {bytes} bytes"));
+            Err(Error::Record { key, source })
+        }
+        _ => Ok(register),
+    }
 }
 
 /// Puts a register, and reads it back unless the put was confirmed. After [`Error::OutcomeUnknown`] the put may still

@@ -3,6 +3,8 @@
 //! Promises: records are only added, numbered without gaps, the newest last; an epoch's name is never used twice, not
 //! even after its stanza was deleted and made again, so WAL of two clusters never mixes.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::codec::{self, RecordKind};
@@ -11,7 +13,7 @@ use crate::repository::layout;
 use crate::repository::{
     Error, Repository, Result, get_record, list_all, put_record, storage_failed,
 };
-use crate::storage::{ErrorKind, Key, Storage};
+use crate::storage::{ErrorKind, Key, Object, Storage};
 
 /// A record of a stanza. The numbers are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +50,13 @@ impl Epoch {
 /// The epochs of a stanza since it was last deleted, oldest first. Empty: there is no such stanza.
 pub fn epochs(repository: &Repository, stanza: &str) -> Result<Vec<Epoch>> {
     Ok(read_records(repository, stanza)?.1)
+}
+
+/// Those of a stanza's epochs that are one cluster in one version, the newest first: it is several after an upgrade was taken
+/// back, and its WAL is in the archives of all of them.
+pub fn of_cluster(epochs: &[Epoch], system_id: u64, version: u32) -> Vec<Epoch> {
+    let own = |epoch: &&Epoch| epoch.system_id == system_id && epoch.version == version;
+    epochs.iter().rev().filter(own).copied().collect()
 }
 
 /// Makes `(system_id, version)` the newest epoch of a stanza, which need not exist; it stays as it is if it is that.
@@ -158,6 +167,20 @@ pub fn list_stanzas(repository: &Repository) -> Result<Vec<String>> {
         }
     }
     Ok(names)
+}
+
+/// Every name under which there is a record or a backup's register: of stanzas that exist, that were deleted, and of those
+/// whose records are damaged or lost.
+pub fn names(repository: &Repository) -> Result<BTreeSet<String>> {
+    let storage = repository.storage.as_ref();
+    let records = list_all(storage, layout::STANZAS_PREFIX)?;
+    let registers = list_all(storage, layout::SNAPSHOTS_PREFIX)?;
+    let of_record = |key: &str| Some(layout::parse_stanza(key)?.0.to_owned());
+    let of_register = |key: &str| Some(layout::parse_snapshot(key)?.0);
+    let keys = |objects: Vec<Object>| objects.into_iter().map(|object| object.key);
+    let records = keys(records).filter_map(|key| of_record(key.as_str()));
+    let registers = keys(registers).filter_map(|key| of_register(key.as_str()));
+    Ok(records.chain(registers).collect())
 }
 
 /// The number of the newest record (0 if there is none), and the live epochs.

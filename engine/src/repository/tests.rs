@@ -296,6 +296,22 @@ fn a_register_above_64_kib_is_refused() {
 }
 
 #[test]
+fn a_register_with_impossible_wal_segments_is_damaged() {
+    for bytes in [0, 1 << 19, 3 << 20, 1 << 31] {
+        let repository = repository();
+        let senseless = Manifest {
+            wal_segment_bytes: bytes,
+            ..manifest()
+        };
+        let register = Register::Committed(Box::new(senseless));
+        snapshot::decide(&repository, "main", LABEL, RUN, &register).unwrap();
+        let listed = snapshot::list(&repository, "main").unwrap();
+        let read = snapshot::read(&repository, &listed[0]).unwrap_err();
+        assert!(read.is_damage(), "{bytes}: {read}");
+    }
+}
+
+#[test]
 fn snapshots_are_listed_oldest_first_with_their_tombstones() {
     let repository = repository();
     let labels = [

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::codec::RecordKind;
 use crate::repository::layout;
 use crate::repository::{Repository, Result, get_record, list_all, put_record, storage_failed};
-use crate::storage::{Object, Storage};
+use crate::storage::{Key, Object, Storage};
 use crate::wal_name::{Timeline, WalFile};
 
 /// Names asked for at once where one is wanted: history files and others may stand before it.
@@ -124,13 +124,32 @@ pub fn contents(repository: &Repository, stanza: &str, epoch: &str) -> Result<Co
     let prefix = layout::wal_prefix(stanza, epoch)?;
     for object in list_all(repository.storage.as_ref(), &prefix)? {
         if layout::is_wal_gap(&object.key) {
-            let gap = get_record(repository, &object.key, RecordKind::WalGap)?;
-            contents.gaps.push(gap);
+            contents.gaps.push(gap(repository, &object.key)?);
         } else if let Some(segment) = archived(&object) {
             contents.segments.push(segment.name);
         }
     }
     Ok(contents)
+}
+
+/// The next of what is in the archive of an epoch, whatever it is, after a key: a thousand at most, none at the end.
+pub fn page(
+    repository: &Repository,
+    stanza: &str,
+    epoch: &str,
+    after: Option<&Key>,
+) -> Result<Vec<Object>> {
+    let prefix = layout::wal_prefix(stanza, epoch)?;
+    let after = after.map(Key::as_str);
+    repository
+        .storage
+        .list(&prefix, after, MANY)
+        .map_err(storage_failed)
+}
+
+/// The recorded gap under a key.
+pub fn gap(repository: &Repository, key: &Key) -> Result<WalGap> {
+    get_record(repository, key, RecordKind::WalGap)
 }
 
 /// Records that segments are missing for good.
@@ -161,7 +180,7 @@ pub fn gap_covering(
             .list(&prefix, Some(from.as_str()), MANY)
             .map_err(storage_failed)?;
         if let Some(object) = page.iter().find(|object| layout::is_wal_gap(&object.key)) {
-            let gap: WalGap = get_record(repository, &object.key, RecordKind::WalGap)?;
+            let gap = gap(repository, &object.key)?;
             return Ok((gap.first.as_str() <= name).then_some(gap));
         }
         after = page.into_iter().next_back().map(|object| object.key);

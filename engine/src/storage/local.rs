@@ -13,7 +13,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf, absolute};
 use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{Advice, CWD, RenameFlags, fadvise, renameat_with};
 use rustix::io::Errno;
 
 use crate::storage::walk::Walk;
@@ -297,6 +297,12 @@ impl Storage for LocalStorage {
         match sync_directory(path.parent().unwrap_or(&self.root)) {
             Err(source) if !is_absence(&source) => Err(fail(ErrorKind::Other, source)),
             _ => Ok(()),
+        }
+    }
+
+    fn drop_cached(&self, key: &Key) {
+        if let Ok((file, _)) = self.open_object("open", key) {
+            fadvise(&file, 0, None, Advice::DontNeed).ok();
         }
     }
 

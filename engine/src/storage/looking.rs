@@ -50,6 +50,10 @@ impl Storage for LookingStorage {
         self.inner.delete_all(keys)
     }
 
+    fn drop_cached(&self, key: &Key) {
+        self.inner.drop_cached(key);
+    }
+
     fn describe(&self) -> String {
         self.inner.describe()
     }

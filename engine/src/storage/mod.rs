@@ -94,6 +94,14 @@ pub enum ErrorKind {
     Other,
 }
 
+impl ErrorKind {
+    /// Whether, of a read that failed so, another object may be read all the same: one is gone, cut, forbidden or lies on a
+    /// bad place of the disk.
+    pub fn is_about_one_object(self) -> bool {
+        !matches!(self, ErrorKind::Unreachable)
+    }
+}
+
 impl fmt::Display for ErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -129,6 +137,9 @@ pub trait Storage: Send + Sync {
     fn delete_all(&self, keys: &[Key]) -> Result<()> {
         keys.iter().try_for_each(|key| self.delete(key))
     }
+    /// Lets the next read of an object come from the medium that holds it, where a cache of this machine could answer
+    /// instead. A wish: it may be ignored.
+    fn drop_cached(&self, _key: &Key) {}
     /// What a person would call this storage; no secrets.
     fn describe(&self) -> String;
     /// Whether every request costs a round trip: then many should be under way at once, and reading a little that is not
