@@ -7,14 +7,19 @@
 The options are those of compare.py, whose cluster is used. Segments that a real server wrote are given N names in a row
 (default 500), and each tool is called for one after the other, as a server's archiver and its recovery call it: only when
 the one before is confirmed. `process-max` is 2. What is fetched is compared with what was pushed.
+
+"CPU" is what all processes of a tool took for one segment, those in the background included, the S3 server not. "Peak"
+is the most memory that processes in the background had at one time: the sum of the peaks of all that were alive.
 """
 
 import argparse
-import filecmp
+import ctypes
 import os
+import resource
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -23,6 +28,8 @@ from cluster import ENVIRONMENT, Server, build, die, programs, run, say
 
 FIRST = 0x100
 SEGMENT_BYTES = 16 << 20
+SAMPLE_SECONDS = 0.05
+PR_SET_CHILD_SUBREAPER = 36
 
 
 def name_of(number):
@@ -53,21 +60,87 @@ def lay_out(data, segments, count):
     return names
 
 
+class Background(threading.Thread):
+    """Watches the processes that tools leave running: each tool gives them a process group of their own. Their parents
+    gone, they are this process's children, so that what they took can be asked for."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.over, self.peak_bytes = threading.Event(), 0
+
+    def __enter__(self):
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        while children := self.processes():
+            os.waitpid(children[0], 0)
+        self.over.set()
+        self.join()
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+    def processes(self):
+        """Those in the background, parents first."""
+        found = []
+        for process in compare.family(os.getpid()):
+            try:
+                if os.getpgid(process) != os.getpgrp():
+                    found.append(process)
+            except ProcessLookupError:
+                pass
+        return found
+
+    def run(self):
+        while not self.over.wait(SAMPLE_SECONDS):
+            self.peak_bytes = max(self.peak_bytes, sum(map(peak_bytes, self.processes())))
+
+
+def peak_bytes(process):
+    """The most memory that a process had so far; none if it has ended."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
+
+
+def cpu():
+    """What all processes have taken that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def timed(tool, action):
-    """Wall time, and the requests that were made."""
+    """Wall time, CPU time, peak memory in the background, and the requests that were made."""
+    os.sync()
     if tool.store:
         tool.store.passed()
-    started = time.perf_counter()
-    action()
-    wall = time.perf_counter() - started
-    return wall, tool.store.passed() if tool.store else ""
+    used, started = cpu(), time.perf_counter()
+    with Background() as background:
+        action()
+        wall = time.perf_counter() - started
+    return wall, cpu() - used, background.peak_bytes, tool.store.passed() if tool.store else ""
 
 
-def call(data, command):
-    done = subprocess.run([str(word) for word in command], env=ENVIRONMENT, cwd=data, stdin=subprocess.DEVNULL,
-                          capture_output=True, text=True)
+def call(data, command, log):
+    with log.open("w") as output:
+        done = subprocess.run([str(word) for word in command], env=ENVIRONMENT, cwd=data, stdin=subprocess.DEVNULL,
+                              stdout=output, stderr=subprocess.STDOUT)
     if done.returncode:
-        die(f"{' '.join(map(str, command))}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+        die(f"{' '.join(map(str, command))}: exit {done.returncode}\n{log.read_text()}")
+
+
+def is_same(one, other):
+    """Whether two files hold the same; filecmp takes as long for it as the tools for theirs."""
+    buffers = bytearray(256 << 10), bytearray(256 << 10)
+    with one.open("rb", buffering=0) as first, other.open("rb", buffering=0) as second:
+        while True:
+            lengths = [file.readinto(buffer) for file, buffer in zip((first, second), buffers)]
+            if lengths[0] != lengths[1] or buffers[0] != buffers[1]:
+                return False
+            if not lengths[0]:
+                return True
 
 
 def push(tool, data, names):
@@ -75,15 +148,15 @@ def push(tool, data, names):
     for name in names:
         (status / f"{name}.ready").touch()
     for name in names:
-        call(data, tool.command("archive-push", f"pg_wal/{name}"))
+        call(data, tool.command("archive-push", f"pg_wal/{name}"), tool.folder / "output")
         (status / f"{name}.ready").rename(status / f"{name}.done")
 
 
 def get(tool, data, names):
     fetched = data / "pg_wal" / "RECOVERYXLOG"
     for name in names:
-        call(data, tool.command("archive-get", name, "pg_wal/RECOVERYXLOG"))
-        if not filecmp.cmp(fetched, data / "pg_wal" / name, shallow=False):
+        call(data, tool.command("archive-get", name, "pg_wal/RECOVERYXLOG"), tool.folder / "output")
+        if not is_same(fetched, data / "pg_wal" / name):
             die(f"{name} came back as something else")
         fetched.unlink()
 
@@ -123,16 +196,18 @@ def main():
         data = scratch / "data"
         run("cp", "-a", "--reflink=auto", pristine, data)
         names = lay_out(data, written(data, scratch, chosen.scale), chosen.segments)
-        print("| direction | tool | segments | wall s | segments/s | MB/s | requests |\n|---|---|---|---|---|---|---|")
+        print("| direction | tool | segments | wall s | segments/s | MB/s | CPU ms a segment | peak MB | requests |\n"
+              "|---|---|---|---|---|---|---|---|---|")
         for tool in tools:
             with Server(data, scratch, archive_mode="off"):
                 tool.prepare(data, scratch)
             for direction, action in (("push", push), ("get", get)):
                 say(f"{direction}: {tool.name}")
-                wall, requests = timed(tool, lambda: action(tool, data, names))
+                wall, used, peak, requests = timed(tool, lambda: action(tool, data, names))
                 rate = len(names) / wall
                 print(f"| {direction} | {tool.name} | {len(names)} | {wall:.1f} | {rate:.1f} | "
-                      f"{rate * SEGMENT_BYTES / 1e6:.0f} | {requests} |", flush=True)
+                      f"{rate * SEGMENT_BYTES / 1e6:.0f} | {used / len(names) * 1000:.1f} | {peak / 1e6:.0f} | {requests} |",
+                      flush=True)
             for done in (data / "pg_wal" / "archive_status").glob("*.done"):
                 done.unlink()
     finally:

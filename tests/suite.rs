@@ -25,6 +25,7 @@ mod pitr;
 mod postgres;
 mod postgres_ahead;
 mod postgres_files;
+mod postgres_full_spool;
 mod postgres_refusals;
 mod postgres_reuse;
 mod s3;

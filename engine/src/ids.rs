@@ -141,14 +141,41 @@ impl Namer {
 
     /// The id of `bytes` as a chunk of `kind`. WAL pieces are named as data.
     pub fn name(&self, kind: BlobKind, bytes: &[u8]) -> ChunkId {
+        let mut naming = self.begin(kind);
+        naming.update(bytes);
+        naming.finish()
+    }
+
+    /// Begins to name a chunk of which not all is at hand.
+    pub fn begin(&self, kind: BlobKind) -> Naming {
         let state = if kind == BlobKind::Node {
             &self.node
         } else {
             &self.data
         };
-        let mut hasher = state.clone();
-        hasher.update(bytes);
-        ChunkId(*hasher.finalize().as_bytes())
+        Naming(state.clone())
+    }
+}
+
+/// The naming of one chunk.
+#[derive(Clone)]
+pub struct Naming(blake3::Hasher);
+
+impl Naming {
+    /// Adds bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The id of all bytes added.
+    pub fn finish(&self) -> ChunkId {
+        ChunkId(*self.0.finalize().as_bytes())
+    }
+}
+
+impl fmt::Debug for Naming {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Naming")
     }
 }
 

@@ -7,11 +7,12 @@
 //! tell". What it hands over is the segment of that name, and of this cluster.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::actions::archive::{ArchiveOptions, as_archiving, check_header, decode, key_of};
+use crate::actions::archive::{ArchiveOptions, as_archiving, check_header, key_of};
 use crate::actions::epoch_cache;
 use crate::actions::error::{Error, Result, with_causes};
 use crate::actions::open::RepositoryPlace;
@@ -19,7 +20,9 @@ use crate::actions::pipeline::{both, pause};
 use crate::actions::several::{RepositoryFailure, failed_in, refuse_none};
 use crate::actions::stanza::{epoch_of, epochs_of};
 use crate::cluster::control_file::{self, ControlFile};
+use crate::ids::Namer;
 use crate::monitor::{Monitor, Problem};
+use crate::pack::wal::{Decoder, Piece, WalObject};
 use crate::repository::{Repository, wal};
 use crate::storage::Storage;
 use crate::wal_name::{Timeline, WalFile};
@@ -57,15 +60,15 @@ pub(super) struct Opened {
 
 /// What all repositories together say of a file.
 enum Answer {
-    /// The repository of this number has it.
-    Found(u32, Vec<u8>),
+    /// It came from the repository of this number.
+    Found(u32),
     /// None has it, and each could be asked.
     Absent(Vec<Opened>),
 }
 
 /// What one repository says of a file.
 enum Looked {
-    Found(Vec<u8>),
+    Found,
     Absent(Opened),
 }
 
@@ -86,12 +89,13 @@ pub fn archive_get(
         name,
         kind,
     };
+    let download = Download::to(&options.pgdata.join(destination));
     let begun = Instant::now();
-    let mut answer = wanted.ask(places, monitor)?;
+    let mut answer = wanted.ask(places, &download, monitor)?;
     loop {
         let asked = match answer {
-            Answer::Found(repository, raw) => {
-                write(&options.pgdata.join(destination), &raw)?;
+            Answer::Found(repository) => {
+                download.publish()?;
                 return Ok(Got::Fetched { repository });
             }
             Answer::Absent(asked) => asked,
@@ -107,7 +111,7 @@ pub fn archive_get(
         }
         // Segments may arrive out of order.
         pause(POLL);
-        answer = wanted.ask_again(asked)?;
+        answer = wanted.ask_again(asked, &download)?;
     }
 }
 
@@ -140,18 +144,25 @@ pub(super) fn open(
 
 impl Wanted<'_> {
     /// Asks one repository after the other until one has the file.
-    fn ask(&self, places: &[RepositoryPlace], monitor: &dyn Monitor) -> Result<Answer> {
+    fn ask(
+        &self,
+        places: &[RepositoryPlace],
+        into: &Download,
+        monitor: &dyn Monitor,
+    ) -> Result<Answer> {
         let (mut absent, mut failures) = (Vec::new(), Vec::new());
         for place in places {
-            let looked = self.look(place);
+            let looked = self.look(place, into);
             match looked {
-                Ok(Looked::Found(raw)) => {
+                Ok(Looked::Found) => {
                     for failure in failures {
                         monitor.problem(&passed_over(&failure, self.name, place.number));
                     }
-                    return Ok(Answer::Found(place.number, raw));
+                    return Ok(Answer::Found(place.number));
                 }
                 Ok(Looked::Absent(opened)) => absent.push(opened),
+                // No other repository would help.
+                Err(error @ Error::WriteFile { .. }) => return Err(error),
                 Err(error) => failures.push(RepositoryFailure {
                     number: place.number,
                     error,
@@ -165,10 +176,11 @@ impl Wanted<'_> {
     }
 
     /// Asks the repositories again that did not have the file a moment ago.
-    fn ask_again(&self, asked: Vec<Opened>) -> Result<Answer> {
+    fn ask_again(&self, asked: Vec<Opened>, into: &Download) -> Result<Answer> {
         for opened in &asked {
-            if let Some(raw) = self.fetch(opened)? {
-                return Ok(Answer::Found(opened.number, raw));
+            let storage = opened.repository.storage.as_ref();
+            if self.download(storage, &opened.epoch, into)? {
+                return Ok(Answer::Found(opened.number));
             }
         }
         Ok(Answer::Absent(asked))
@@ -176,22 +188,27 @@ impl Wanted<'_> {
 
     /// Looks whether a repository has the file: where the epoch is remembered to be, which is one round trip and no
     /// listing; and if it is absent there, or the memory is not right any more, after reading configuration and stanza.
-    fn look(&self, place: &RepositoryPlace) -> Result<Looked> {
+    fn look(&self, place: &RepositoryPlace, into: &Download) -> Result<Looked> {
         let storage = place.storage()?;
         let (storage, stanza) = (storage.as_ref(), &self.options.stanza);
         if let Some(remembered) = epoch_cache::read(self.options, storage, self.control) {
             let epoch = remembered.epoch.name();
-            let (confirmed, raw) = both(
+            let (confirmed, downloaded) = both(
                 || epoch_cache::is_confirmed(storage, stanza, &remembered),
-                || self.fetch_from(storage, &epoch),
+                || self.download(storage, &epoch, into),
             );
-            if confirmed? && let Some(raw) = raw? {
-                return Ok(Looked::Found(raw));
+            if confirmed? && downloaded? {
+                return Ok(Looked::Found);
             }
         }
         let opened = open(place, self.options, self.control)?;
-        let raw = self.fetch(&opened)?;
-        Ok(raw.map_or(Looked::Absent(opened), Looked::Found))
+        let storage = opened.repository.storage.as_ref();
+        let found = self.download(storage, &opened.epoch, into)?;
+        Ok(if found {
+            Looked::Found
+        } else {
+            Looked::Absent(opened)
+        })
     }
 
     fn cannot_tell(&self, failures: Vec<RepositoryFailure>, asked: usize) -> Error {
@@ -199,31 +216,66 @@ impl Wanted<'_> {
         failed_in(what, failures, asked)
     }
 
-    /// The file as one repository has it, if it has.
-    pub(super) fn fetch(&self, from: &Opened) -> Result<Option<Vec<u8>>> {
-        self.fetch_from(from.repository.storage.as_ref(), &from.epoch)
+    /// Fetches the file from one repository; `false` if it is not there.
+    fn download(&self, storage: &dyn Storage, epoch: &str, into: &Download) -> Result<bool> {
+        let Some(stored) = self.fetch(storage, epoch)? else {
+            return Ok(false);
+        };
+        let file = into.begin()?;
+        let mut decoder = Decoder::new().map_err(|source| stored.damaged(source))?;
+        self.decode(&stored, &stored.open()?, &mut decoder, |piece| {
+            file.write_all_at(piece.bytes, piece.offset)
+                .map_err(|source| into.failed(source))
+        })?;
+        Ok(true)
     }
 
-    fn fetch_from(&self, storage: &dyn Storage, epoch: &str) -> Result<Option<Vec<u8>>> {
+    /// The object that holds the file in one repository, if it is there.
+    pub(super) fn fetch(&self, storage: &dyn Storage, epoch: &str) -> Result<Option<Stored>> {
         let stanza = &self.options.stanza;
-        let object = match wal::get(storage, stanza, epoch, self.name) {
-            Ok(object) => object,
-            Err(error) if error.is_not_found() => return Ok(None),
-            Err(error) => return Err(Error::Repository(error)),
-        };
-        let key = key_of(stanza, epoch, self.name)?;
-        let raw = decode(&object, key.clone())?;
+        match wal::get(storage, stanza, epoch, self.name) {
+            Ok(object) => Ok(Some(Stored {
+                key: key_of(stanza, epoch, self.name)?,
+                object,
+            })),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(Error::Repository(error)),
+        }
+    }
+
+    /// Hands the pieces of the file to `take`, each of them checked, once the header was found to be right.
+    pub(super) fn decode(
+        &self,
+        stored: &Stored,
+        object: &WalObject<'_>,
+        decoder: &mut Decoder,
+        mut take: impl FnMut(&Piece<'_>) -> Result<()>,
+    ) -> Result<()> {
         // PostgreSQL would take another segment's content for the end of the WAL.
-        if self.options.header_check && matches!(self.kind, WalFile::Segment | WalFile::Partial) {
-            let bytes = raw.len() as u64;
+        let with_header = matches!(self.kind, WalFile::Segment | WalFile::Partial);
+        let with_header = self.options.header_check && with_header;
+        let check = |head: &[u8]| {
             let misplaced = |found| Error::WalMisplaced {
-                key: key.clone(),
+                key: stored.key.clone(),
                 found,
             };
             let cluster = (self.control.system_id, self.control.version);
-            check_header(&raw, bytes, self.name, cluster, misplaced)?;
+            check_header(head, object.file_bytes, self.name, cluster, misplaced).map(drop)
+        };
+        if with_header && object.pieces() == 0 {
+            check(&[])?;
         }
-        Ok(Some(raw))
+        let namer = Namer::plain();
+        for index in 0..object.pieces() {
+            let piece = decoder
+                .piece(&namer, object, index)
+                .map_err(|source| stored.damaged(source))?;
+            if with_header && index == 0 {
+                check(piece.bytes)?;
+            }
+            take(&piece)?;
+        }
+        Ok(())
     }
 
     /// What says that the WAL does not end before this absent file, if anything does.
@@ -283,26 +335,67 @@ fn passed_over(failure: &RepositoryFailure, name: &str, found_in: u32) -> Proble
     }
 }
 
-/// Writes a fetched file whole: PostgreSQL must never see a part of a segment. It makes it durable itself when it keeps it
-/// (`KeepFileRestoredFromArchive`), and asks anew after a crash.
-pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let temporary = temporary(path);
-    let written = File::create(&temporary).and_then(|mut file| {
-        file.write_all(bytes)?;
-        fs::rename(&temporary, path)
-    });
-    written.map_err(|source| {
-        drop(fs::remove_file(&temporary));
-        Error::WriteFile {
-            path: path.to_owned(),
-            source,
-        }
-    })
+/// A file as a repository has it.
+pub(super) struct Stored {
+    key: String,
+    object: Vec<u8>,
 }
 
-/// The name that a file has beside its destination until it is whole and checked.
-pub(super) fn temporary(destination: &Path) -> PathBuf {
-    let mut name = destination.as_os_str().to_owned();
-    name.push(".pgcairn.tmp");
-    PathBuf::from(name)
+impl Stored {
+    pub(super) fn open(&self) -> Result<WalObject<'_>> {
+        WalObject::open(&self.object).map_err(|source| self.damaged(source))
+    }
+
+    fn damaged(&self, source: crate::pack::Error) -> Error {
+        Error::WalDamaged {
+            key: self.key.clone(),
+            source,
+        }
+    }
+}
+
+/// A fetched file on its way to its destination, which it reaches whole: PostgreSQL must never see a part of a segment.
+/// It makes it durable itself when it keeps it (`KeepFileRestoredFromArchive`), and asks anew after a crash.
+pub(super) struct Download {
+    destination: PathBuf,
+    temporary: PathBuf,
+}
+
+impl Download {
+    pub(super) fn to(destination: &Path) -> Self {
+        let mut temporary = destination.as_os_str().to_owned();
+        temporary.push(".pgcairn.tmp");
+        Download {
+            destination: destination.to_owned(),
+            temporary: PathBuf::from(temporary),
+        }
+    }
+
+    /// The name that it has beside its destination until it is whole and checked.
+    pub(super) fn temporary(&self) -> &Path {
+        &self.temporary
+    }
+
+    /// An empty file, whatever was begun before.
+    pub(super) fn begin(&self) -> Result<File> {
+        File::create(&self.temporary).map_err(|source| self.failed(source))
+    }
+
+    pub(super) fn publish(&self) -> Result<()> {
+        fs::rename(&self.temporary, &self.destination).map_err(|source| self.failed(source))
+    }
+
+    pub(super) fn failed(&self, source: io::Error) -> Error {
+        Error::WriteFile {
+            path: self.destination.clone(),
+            source,
+        }
+    }
+}
+
+impl Drop for Download {
+    /// What did not reach its destination goes.
+    fn drop(&mut self) {
+        drop(fs::remove_file(&self.temporary));
+    }
 }

@@ -6,24 +6,26 @@
 //! it all the same. Where the epoch is remembered, one put and the requests that confirm the memory, at the same time,
 //! are all that a repository is asked. The file is read piece by piece: memory does not grow with the size of a segment.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use crate::actions::archive::{ArchiveOptions, as_archiving, check_header, decode, key_of};
+use crate::actions::archive::{ArchiveOptions, as_archiving, check_header, key_of};
 use crate::actions::copy::is_zero;
 use crate::actions::epoch_cache;
 use crate::actions::error::{Error, Result};
 use crate::actions::open::RepositoryPlace;
-use crate::actions::pipeline::{both, map};
+use crate::actions::pipeline::{Pool, both, map};
 use crate::actions::several::{RepositoryFailure, failed_in, refuse_none};
 use crate::actions::stanza::epoch_of;
 use crate::cluster::control_file::{self, ControlFile};
 use crate::cluster::wal_header;
 use crate::ids::Namer;
-use crate::pack::wal::{self as wal_object, LARGEST_FILE, PIECE_BYTES, SealedPiece};
+use crate::pack::wal::{
+    self as wal_object, Decoder, LARGEST_FILE, PIECE_BYTES, SealedPiece, WalObject,
+};
 use crate::pack::writer::Sealer;
 use crate::repository::wal;
 use crate::storage::{ErrorKind, Storage};
@@ -50,6 +52,7 @@ pub struct PushedTo {
 /// A file to be archived.
 struct Source<'a> {
     options: &'a ArchiveOptions,
+    sealers: &'a Pool<PieceSealer>,
     control: &'a ControlFile,
     file: File,
     path: &'a Path,
@@ -67,13 +70,33 @@ pub fn archive_push(
     options: &ArchiveOptions,
     file: &Path,
 ) -> Result<Vec<PushedTo>> {
+    push_with(places, options, &sealers(options)?, file)
+}
+
+/// What seals the pieces of files, for as many threads as may work.
+pub(super) fn sealers(options: &ArchiveOptions) -> Result<Pool<PieceSealer>> {
+    Pool::new(options.threads, || {
+        PieceSealer::new(options.compress_level).map_err(|source| Error::Pack {
+            path: options.stanza.clone(),
+            source,
+        })
+    })
+}
+
+/// The same for many files, one after the other or at the same time.
+pub(super) fn push_with(
+    places: &[RepositoryPlace],
+    options: &ArchiveOptions,
+    sealers: &Pool<PieceSealer>,
+    file: &Path,
+) -> Result<Vec<PushedTo>> {
     refuse_none(places)?;
     let path = options.pgdata.join(file);
     let name = path.file_name().and_then(|name| name.to_str());
     let name = name.unwrap_or_default();
     let kind = WalFile::of(name).map_err(|_| Error::NotWal(name.to_owned()))?;
     let control = control_file::read(&options.pgdata).map_err(Error::Cluster)?;
-    let source = Source::open(options, &control, &path, name)?;
+    let source = Source::open(options, sealers, &control, &path, name)?;
     if options.header_check && matches!(kind, WalFile::Segment | WalFile::Partial) {
         source.check_header()?;
     }
@@ -106,6 +129,7 @@ pub fn archive_push(
 impl<'a> Source<'a> {
     fn open(
         options: &'a ArchiveOptions,
+        sealers: &'a Pool<PieceSealer>,
         control: &'a ControlFile,
         path: &'a Path,
         name: &'a str,
@@ -126,6 +150,7 @@ impl<'a> Source<'a> {
         }
         Ok(Source {
             options,
+            sealers,
             control,
             file,
             path,
@@ -179,9 +204,7 @@ impl<'a> Source<'a> {
                 let stored = wal::get(storage, stanza, epoch, self.name).map_err(|read| {
                     Error::Repository(if read.is_not_found() { error } else { read })
                 })?;
-                let raw = fs::read(self.path).map_err(self.failed())?;
-                let key = key_of(stanza, epoch, self.name)?;
-                if decode(&stored, key)? == raw {
+                if self.is_in(&stored, epoch)? {
                     return Ok(Pushed::AlreadyThere);
                 }
                 Err(Error::WalDuplicate {
@@ -191,6 +214,30 @@ impl<'a> Source<'a> {
             }
             Err(error) => Err(Error::Repository(error)),
         }
+    }
+
+    /// Whether an object holds the same bytes as the file.
+    fn is_in(&self, stored: &[u8], epoch: &str) -> Result<bool> {
+        let key = key_of(&self.options.stanza, epoch, self.name)?;
+        let damaged = |source| Error::WalDamaged {
+            key: key.clone(),
+            source,
+        };
+        let object = WalObject::open(stored).map_err(damaged)?;
+        let mut same = object.file_bytes == self.bytes;
+        let mut decoder = Decoder::new().map_err(damaged)?;
+        let (namer, mut own) = (Namer::plain(), Vec::new());
+        for index in 0..object.pieces() {
+            // To the end also if it is another one: that it is damaged says more.
+            let piece = decoder.piece(&namer, &object, index).map_err(damaged)?;
+            if same {
+                own.resize(piece.bytes.len(), 0);
+                let read = self.file.read_exact_at(&mut own, piece.offset);
+                read.map_err(self.failed())?;
+                same = own == piece.bytes;
+            }
+        }
+        Ok(same)
     }
 
     /// The object that holds the file: whoever asks first makes it, the others wait for it.
@@ -218,17 +265,18 @@ impl<'a> Source<'a> {
         };
         let pieces: Vec<u64> = (0..self.bytes).step_by(PIECE_BYTES).collect();
         let sealed = map(options.threads, &pieces, |pieces, keep| {
-            let mut worker = Worker::new(options.compress_level).map_err(damaged)?;
-            for (at, offset) in pieces {
-                let length = (self.bytes - offset).min(PIECE_BYTES as u64);
-                let length = usize::try_from(length).unwrap_or(PIECE_BYTES);
-                worker.piece.resize(length, 0);
-                self.file
-                    .read_exact_at(&mut worker.piece, *offset)
-                    .map_err(self.failed())?;
-                keep(at, worker.seal().map_err(damaged)?);
-            }
-            Ok(())
+            self.sealers.with(|sealer| {
+                for (at, offset) in pieces {
+                    let length = (self.bytes - offset).min(PIECE_BYTES as u64);
+                    let length = usize::try_from(length).unwrap_or(PIECE_BYTES);
+                    sealer.piece.resize(length, 0);
+                    self.file
+                        .read_exact_at(&mut sealer.piece, *offset)
+                        .map_err(self.failed())?;
+                    keep(at, sealer.seal().map_err(damaged)?);
+                }
+                Ok(())
+            })
         })?;
         wal_object::assemble(&sealed).map_err(damaged)
     }
@@ -248,8 +296,8 @@ impl<'a> Source<'a> {
     }
 }
 
-/// What seals the pieces of one thread.
-struct Worker {
+/// What seals pieces, one after the other.
+pub(super) struct PieceSealer {
     sealer: Sealer,
     namer: Namer,
     piece: Vec<u8>,
@@ -257,9 +305,9 @@ struct Worker {
     zeros: Option<SealedPiece>,
 }
 
-impl Worker {
+impl PieceSealer {
     fn new(level: i32) -> crate::pack::Result<Self> {
-        Ok(Worker {
+        Ok(PieceSealer {
             sealer: Sealer::new(level)?,
             namer: Namer::plain(),
             piece: Vec::new(),

@@ -14,17 +14,19 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::actions::archive::ArchiveOptions;
-use crate::actions::archive_push::{Pushed, PushedTo, archive_push};
+use crate::actions::archive_push::{PieceSealer, Pushed, PushedTo, push_with, sealers};
 use crate::actions::error::{Error, Result, with_causes};
 use crate::actions::error_kind::ErrorKind;
 use crate::actions::open::RepositoryPlace;
-use crate::actions::pipeline::map;
+use crate::actions::pipeline::{Pool, map};
 use crate::actions::stanza::epoch_of;
 use crate::cluster::control_file;
 use crate::monitor::{Monitor, Problem};
 use crate::repository::wal::{self, WalGap};
 use crate::wal_name::{Segment, WalFile};
 
+/// Files pushed at the same time, for each that is sealed: some wait for the store while others keep the cores busy.
+const PUSHED_PER_SEALED: usize = 2;
 const READY: &str = ".ready";
 const OK: &str = "ok";
 const ERROR: &str = "error";
@@ -124,6 +126,7 @@ pub fn push_queue(
     make_spool(options)?;
     let mut summary = QueueSummary::default();
     let mut tried: BTreeSet<String> = BTreeSet::new();
+    let sealers = sealers(&options.archive)?;
     loop {
         record_gaps(places, options);
         let ready = ready(&options.archive.pgdata)?;
@@ -140,7 +143,7 @@ pub fn push_queue(
         if waiting.is_empty() {
             return Ok(summary);
         }
-        let failed = push_all(places, options, &waiting, monitor)?;
+        let failed = push_all(places, options, &sealers, &waiting, monitor)?;
         summary.failed += failed;
         summary.pushed += waiting.len() as u64 - failed;
         if failed > 0 {
@@ -154,6 +157,7 @@ pub fn push_queue(
 fn push_all(
     places: &[RepositoryPlace],
     options: &QueueOptions,
+    sealers: &Pool<PieceSealer>,
     names: &[String],
     monitor: &dyn Monitor,
 ) -> Result<u64> {
@@ -162,7 +166,8 @@ fn push_all(
         threads: 1,
         ..options.archive.clone()
     };
-    let pushed = map(options.archive.threads, names, |names, keep| {
+    let at_once = options.archive.threads.max(1) * PUSHED_PER_SEALED;
+    let pushed = map(at_once, names, |names, keep| {
         for (at, name) in names {
             if failed.load(Ordering::Relaxed) {
                 keep(at, false);
@@ -171,7 +176,7 @@ fn push_all(
             let path = options.archive.pgdata.join("pg_wal").join(name);
             // Before it is read: what happens to it meanwhile makes it another file.
             let about = identity(&path).unwrap_or_default();
-            let (kind, text) = match archive_push(places, &alone, &path) {
+            let (kind, text) = match push_with(places, &alone, sealers, &path) {
                 Ok(pushed) => (OK, already_there(name, &pushed)),
                 Err(error) => {
                     failed.store(true, Ordering::Relaxed);
@@ -268,6 +273,9 @@ fn give_up(options: &QueueOptions, names: &[String], waiting_bytes: u64) -> Resu
         let name = |segment: Segment| segment.file_name(segment_bytes);
         write_file(&options.spool, &name(first), GAP, &name(last))?;
     }
+    File::open(&options.spool)
+        .and_then(|spool| spool.sync_all())
+        .map_err(|source| local("sync", &options.spool, source))?;
     let text =
         format!("dropped: {waiting_bytes} bytes of WAL waited, more than archive-push-queue-max");
     for name in names {
@@ -346,17 +354,22 @@ fn identity(path: &Path) -> Option<String> {
     Some(format!("{inode} {bytes} {seconds}.{nanoseconds:09}"))
 }
 
-/// Writes a file of the spool whole and durable.
+/// Writes a file of the spool whole.
 fn write_file(spool: &Path, name: &str, kind: &str, text: &str) -> Result<()> {
     let path = status_path(spool, name, kind);
     let temporary = status_path(spool, name, "tmp");
-    File::create(&temporary)
-        .and_then(|mut file| {
-            file.write_all(text.as_bytes())?;
+    let written = File::create(&temporary).and_then(|mut file| {
+        file.write_all(text.as_bytes())?;
+        // Of a status a crash may leave nothing; of a gap it must not.
+        if kind == GAP {
             file.sync_all()?;
-            fs::rename(&temporary, &path)
-        })
-        .map_err(|source| local("write", &path, source))
+        }
+        fs::rename(&temporary, &path)
+    });
+    written.map_err(|source| {
+        drop(fs::remove_file(&temporary));
+        local("write", &path, source)
+    })
 }
 
 fn local(doing: &'static str, path: &Path, source: io::Error) -> Error {

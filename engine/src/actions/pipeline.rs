@@ -246,6 +246,34 @@ pub(super) fn map<I: Sync, O: Send>(
     Ok(done.into_iter().map(|(_, output)| output).collect())
 }
 
+/// What takes much memory or a core, and is shared by more threads than there is of it: the others wait for a store.
+pub(super) struct Pool<T> {
+    items: Vec<Mutex<T>>,
+    next: AtomicUsize,
+}
+
+impl<T> Pool<T> {
+    /// A pool of so many, at least one.
+    pub(super) fn new(count: usize, make: impl Fn() -> Result<T>) -> Result<Self> {
+        let items = (0..count.max(1)).map(|_| make().map(Mutex::new));
+        Ok(Pool {
+            items: items.collect::<Result<_>>()?,
+            next: AtomicUsize::new(0),
+        })
+    }
+
+    /// Waits for one and works with it.
+    pub(super) fn with<R>(&self, work: impl FnOnce(&mut T) -> R) -> R {
+        let free = self.items.iter().find_map(|item| item.try_lock().ok());
+        let mut item = free.unwrap_or_else(|| {
+            let at = self.next.fetch_add(1, Ordering::Relaxed) % self.items.len();
+            let item = self.items[at].lock();
+            item.unwrap_or_else(PoisonError::into_inner)
+        });
+        work(&mut item)
+    }
+}
+
 /// Does two things at the same time, the second on the calling thread.
 pub(super) fn both<A: Send, B>(
     one: impl FnOnce() -> A + Send,

@@ -1,18 +1,20 @@
 //! Getting WAL segments before they are asked for.
 //!
-//! The spool's folder `in` holds segments under their names, each with a `.check` beside it: whose it is, and the hash of
-//! its bytes. A segment that is being fetched is a `.tmp`.
+//! The spool's folder `in` holds segments under their names, each with a `.check` beside it: whose it is, and the ids of
+//! its pieces, which the archive knows it by. A segment that is being fetched is a `.tmp`.
 //!
 //! Promises: a segment is handed over only if it is this cluster's, whole, and the one of that name; whatever else is found
 //! is as good as nothing, and the repositories are asked. An absent segment leaves no trace here: that something is not
 //! there is never told from the spool. At most one queue of segments is kept, the ones that follow the last asked for.
-//! Losing the spool, at any moment, costs time.
+//! Losing the spool, at any moment, costs time. Memory does not grow with the size of a segment, but with that of the
+//! objects that are fetched at the same time.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FallocateFlags, fallocate};
@@ -20,15 +22,16 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::actions::archive::{ArchiveOptions, check_header};
-use crate::actions::archive_get::{self, Opened, Wanted};
+use crate::actions::archive_get::{self, Download, Opened, Wanted};
 use crate::actions::error::{Error, Result, with_causes};
 use crate::actions::open::RepositoryPlace;
-use crate::actions::pipeline::{map, pause};
+use crate::actions::pipeline::{Pool, map, pause};
 use crate::actions::several::refuse_none;
 use crate::cluster::control_file::{self, ControlFile};
 use crate::codec::{self, RecordKind};
-use crate::ids::{RepositoryId, digest};
+use crate::ids::{BlobKind, ChunkId, Namer, RepositoryId};
 use crate::monitor::{Monitor, Problem};
+use crate::pack::wal::{Decoder, PIECE_BYTES};
 use crate::wal_name::{Segment, WalFile};
 
 const CHECK: &str = "check";
@@ -39,8 +42,12 @@ const LEAST_QUEUED: u64 = 2;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Pause between two looks for it: it is a local file.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
-/// Segments in memory at the same time, each twice (as it is stored, and as it is), are at most this.
-const IN_MEMORY: u64 = 512 << 20;
+/// Segments fetched at the same time, for each that is decoded: some wait for the store while others keep the cores busy.
+const FETCHED_PER_DECODED: usize = 2;
+/// What is fetched at the same time is at most this; no object is much larger than its segment.
+const IN_MEMORY: u64 = 256 << 20;
+/// A segment that is handed over is read in blocks of this size, which a core's cache holds.
+const BLOCK_BYTES: usize = 256 << 10;
 
 /// Where segments are kept, and how many.
 #[derive(Debug, Clone)]
@@ -60,7 +67,7 @@ struct Check {
     version: u32,
     epoch: String,
     bytes: u64,
-    digest: [u8; 32],
+    pieces: Vec<ChunkId>,
 }
 
 /// Hands a segment over that lies in the spool, or that a process which `is_fetching` is about to put there; `false` if
@@ -144,31 +151,25 @@ pub fn prefetch(
         }
     }
     let all = opened.len() == places.len();
-    let queue = Queue {
+    let wanted = following(options, &control, after);
+    clean(options, &control, &wanted, |id, epoch| {
+        is_current(&opened, all, id, epoch)
+    });
+    let threads = options.archive.threads.max(1);
+    let decoders = Pool::new(threads, || {
+        Decoder::new().map_err(|source| Error::Pack {
+            path: after.to_owned(),
+            source,
+        })
+    })?;
+    let prefetcher = Prefetcher {
         options,
         control: &control,
         opened: &opened,
+        decoders: &decoders,
         monitor,
     };
-    let (mut fetched, mut after) = (0, after.to_owned());
-    loop {
-        let wanted = following(options, &control, &after);
-        clean(options, &control, &wanted, |id, epoch| {
-            is_current(&opened, all, id, epoch)
-        });
-        let there = |name: &String| options.spool.join(name).exists();
-        let missing: Vec<String> = wanted.iter().filter(|name| !there(name)).cloned().collect();
-        let now = queue.fetch(&missing)?;
-        fetched += now;
-        if now < missing.len() as u64 || missing.is_empty() {
-            return Ok(fetched);
-        }
-        // Some were taken meanwhile: the queue begins with the first that was not.
-        let Some(taken) = wanted.iter().take_while(|name| !there(name)).last() else {
-            return Ok(fetched);
-        };
-        after.clone_from(taken);
-    }
+    prefetcher.fetch(after, wanted.len())
 }
 
 /// The names of the segments to have, in order: those behind `after` on its timeline.
@@ -195,34 +196,35 @@ fn is_current(opened: &[Opened], all: bool, id: RepositoryId, epoch: &str) -> bo
 }
 
 /// What fetches.
-struct Queue<'a> {
+struct Prefetcher<'a> {
     options: &'a PrefetchOptions,
     control: &'a ControlFile,
     opened: &'a [Opened],
+    decoders: &'a Pool<Decoder>,
     monitor: &'a dyn Monitor,
 }
 
-impl Queue<'_> {
-    /// Fetches segments, several at a time, up to the first that cannot be had; answers how many.
-    fn fetch(&self, names: &[String]) -> Result<u64> {
-        let at_once = IN_MEMORY / 2 / u64::from(self.control.wal_segment_bytes);
-        let at_once = usize::try_from(at_once).unwrap_or(usize::MAX).max(1);
-        let threads = self.options.archive.threads.min(at_once);
-        let ended = AtomicBool::new(false);
-        let fetched = map(threads, names, |names, keep| {
-            for (at, name) in names {
-                if ended.load(Ordering::Relaxed) {
-                    break;
+impl Prefetcher<'_> {
+    /// Fetches segments, several at a time, until `most` lie in the spool or one cannot be had; answers how many.
+    fn fetch(&self, after: &str, most: usize) -> Result<u64> {
+        let segment_bytes = self.control.wal_segment_bytes;
+        let Ok(after) = Segment::parse(after, segment_bytes) else {
+            return Ok(0);
+        };
+        let queue = Queue::after(self.options, after, segment_bytes, most);
+        let at_once = usize::try_from(IN_MEMORY / u64::from(segment_bytes)).unwrap_or(usize::MAX);
+        let threads = self.options.archive.threads.max(1) * FETCHED_PER_DECODED;
+        let threads = threads.min(at_once.max(1));
+        map(threads, &vec![(); threads], |turns, keep| {
+            for (at, ()) in turns {
+                while let Some(mut turn) = queue.next() {
+                    turn.spooled = self.fetch_one(&turn.name)?;
                 }
-                let fetched = self.fetch_one(name);
-                if !matches!(fetched, Ok(true)) {
-                    ended.store(true, Ordering::Relaxed);
-                }
-                keep(at, fetched?);
+                keep(at, ());
             }
             Ok(())
         })?;
-        Ok(fetched.iter().filter(|fetched| **fetched).count() as u64)
+        Ok(queue.lock().fetched)
     }
 
     /// Fetches one segment into the spool; `false` if none of the repositories has it now.
@@ -235,17 +237,16 @@ impl Queue<'_> {
             drop(fs::remove_file(&temporary));
             failed("make room for", &temporary, error)
         })?;
-        let fetched = self.raw(name).map_or(Ok(false), |(raw, from)| {
-            self.spool(name, &raw, from, file).map(|()| true)
-        });
+        let fetched = self.fetch_into(name, &file);
         if !matches!(fetched, Ok(true)) {
             drop(fs::remove_file(&temporary));
+            drop(fs::remove_file(beside(&path, CHECK)));
         }
         fetched
     }
 
-    /// A segment as the first repository has it that has it whole.
-    fn raw(&self, name: &str) -> Option<(Vec<u8>, &Opened)> {
+    /// Fetches a segment from the first repository that has it whole.
+    fn fetch_into(&self, name: &str, file: &File) -> Result<bool> {
         let wanted = Wanted {
             options: &self.options.archive,
             control: self.control,
@@ -253,42 +254,162 @@ impl Queue<'_> {
             kind: WalFile::Segment,
         };
         for from in self.opened {
-            match wanted.fetch(from) {
-                Ok(Some(raw)) if raw.len() as u64 == u64::from(self.control.wal_segment_bytes) => {
-                    return Some((raw, from));
-                }
-                // One of another length, with the header not checked: whoever asks for it shall see for himself.
-                Ok(_) => {}
+            match self.download(&wanted, from, file) {
+                Ok(Some(pieces)) => return self.name(name, from, pieces).map(|()| true),
+                Ok(None) => {}
+                // The spool's fault: no other repository would help.
+                Err(error @ Error::Local { .. }) => return Err(error),
                 Err(error) => self.monitor.problem(&Problem {
                     object: format!("{name} of repo{}", from.number),
                     message: with_causes(&error),
                 }),
             }
         }
-        None
+        Ok(false)
     }
 
-    /// Writes a segment and what it is checked by; it has its name only when both are there.
-    fn spool(&self, name: &str, raw: &[u8], from: &Opened, mut file: File) -> Result<()> {
+    /// Writes a segment as one repository has it; answers the ids of its pieces.
+    fn download(
+        &self,
+        wanted: &Wanted<'_>,
+        from: &Opened,
+        file: &File,
+    ) -> Result<Option<Vec<ChunkId>>> {
+        let storage = from.repository.storage.as_ref();
+        let Some(stored) = wanted.fetch(storage, &from.epoch)? else {
+            return Ok(None);
+        };
+        let object = stored.open()?;
+        // With the header not checked. Whoever asks for it shall see for himself.
+        if object.file_bytes != u64::from(self.control.wal_segment_bytes) {
+            return Ok(None);
+        }
+        let mut pieces = Vec::with_capacity(object.pieces());
+        self.decoders.with(|decoder| {
+            wanted.decode(&stored, &object, decoder, |piece| {
+                pieces.push(piece.id);
+                file.write_all_at(piece.bytes, piece.offset)
+                    .map_err(|source| {
+                        failed("write", &self.options.spool.join(wanted.name), source)
+                    })
+            })
+        })?;
+        Ok(Some(pieces))
+    }
+
+    /// Gives a segment its name, once there is what it is checked by.
+    fn name(&self, name: &str, from: &Opened, pieces: Vec<ChunkId>) -> Result<()> {
         let path = self.options.spool.join(name);
         let check = Check {
             system_id: self.control.system_id,
             version: self.control.version,
             epoch: from.epoch.clone(),
-            bytes: raw.len() as u64,
-            digest: digest(raw),
+            bytes: u64::from(self.control.wal_segment_bytes),
+            pieces,
         };
         let key = key(self.options, name);
         let sealed = codec::seal(RecordKind::Local, from.repository.id, &key, &check)
             .map_err(Error::Record)?;
-        let written = File::create(beside(&path, CHECK))
+        // What a crash leaves of it is found out by its pieces' ids.
+        File::create(beside(&path, CHECK))
             .and_then(|mut check| check.write_all(&sealed))
-            .and_then(|()| {
-                file.write_all(raw)?;
-                // What a crash leaves of it is found out by its digest.
-                fs::rename(beside(&path, TEMPORARY), &path)
-            });
-        written.map_err(|source| failed("write", &path, source))
+            .and_then(|()| fs::rename(beside(&path, TEMPORARY), &path))
+            .map_err(|source| failed("write", &path, source))
+    }
+}
+
+/// The segments to be fetched, one after the other, as long as there is room for them in the spool.
+struct Queue<'a> {
+    options: &'a PrefetchOptions,
+    segment_bytes: u32,
+    most: usize,
+    state: Mutex<QueueState>,
+    changed: Condvar,
+}
+
+struct QueueState {
+    last: Segment,
+    /// Segments that were seen to lie in the spool, or were put there.
+    spooled: Vec<String>,
+    /// How many are being fetched.
+    coming: usize,
+    fetched: u64,
+    /// One could not be had.
+    ended: bool,
+}
+
+/// A segment that somebody fetches; the others hear of it when he is done.
+struct Turn<'a> {
+    queue: &'a Queue<'a>,
+    name: String,
+    spooled: bool,
+}
+
+impl<'a> Queue<'a> {
+    fn after(options: &'a PrefetchOptions, last: Segment, segment_bytes: u32, most: usize) -> Self {
+        let state = QueueState {
+            last,
+            spooled: Vec::new(),
+            coming: 0,
+            fetched: 0,
+            ended: false,
+        };
+        Queue {
+            options,
+            segment_bytes,
+            most,
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, QueueState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next segment; `None` when the queue is full and nothing is on its way, or when it has ended. Segments are taken
+    /// meanwhile, so who finds it full looks again when another segment is there.
+    fn next(&self) -> Option<Turn<'_>> {
+        let mut state = self.lock();
+        while !state.ended {
+            let there = |name: &String| self.options.spool.join(name).exists();
+            state.spooled.retain(there);
+            if state.spooled.len() + state.coming < self.most {
+                state.last.number += 1;
+                let name = state.last.file_name(self.segment_bytes);
+                if there(&name) {
+                    state.spooled.push(name);
+                    continue;
+                }
+                state.coming += 1;
+                return Some(Turn {
+                    queue: self,
+                    name,
+                    spooled: false,
+                });
+            }
+            if state.coming == 0 {
+                return None;
+            }
+            let waited = self.changed.wait(state);
+            state = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+        None
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut state = self.queue.lock();
+        state.coming -= 1;
+        if self.spooled {
+            state.spooled.push(std::mem::take(&mut self.name));
+            state.fetched += 1;
+        } else {
+            state.ended = true;
+        }
+        drop(state);
+        self.queue.changed.notify_all();
     }
 }
 
@@ -302,40 +423,34 @@ fn reserve(path: &Path, bytes: u64) -> io::Result<File> {
     }
 }
 
-/// Moves a segment to where it is wanted, or writes it there. It is taken out of the spool first and then checked: what
+/// Moves a segment to where it is wanted, or copies it there. It is taken out of the spool first and then checked: what
 /// was checked is what is handed over, whatever others do to the spool meanwhile.
 fn hand_over(options: &PrefetchOptions, name: &str, destination: &Path) -> Result<()> {
     let path = options.spool.join(name);
     let check = check_of(options, name);
-    let temporary = archive_get::temporary(destination);
-    let write = |source| Error::WriteFile {
-        path: destination.to_owned(),
-        source,
-    };
-    match fs::rename(&path, &temporary) {
+    let download = Download::to(destination);
+    match fs::rename(&path, download.temporary()) {
+        Ok(()) => checked(options, name, check, download.temporary(), |_| Ok(()))?,
         Err(error) if error.kind() == ErrorKind::CrossesDevices => {
-            let raw = checked(options, name, check, &path)?;
-            archive_get::write(destination, &raw)
+            let mut file = download.begin()?;
+            checked(options, name, check, &path, |block| {
+                file.write_all(block)
+                    .map_err(|source| download.failed(source))
+            })?;
         }
-        Err(source) => Err(write(source)),
-        Ok(()) => {
-            let moved = checked(options, name, check, &temporary)
-                .and_then(|_| fs::rename(&temporary, destination).map_err(write));
-            if moved.is_err() {
-                drop(fs::remove_file(&temporary));
-            }
-            moved
-        }
+        Err(source) => return Err(download.failed(source)),
     }
+    download.publish()
 }
 
-/// The bytes of a segment from the spool, if everything about it is right.
+/// Reads a segment from the spool once, hands its blocks to `take`, and says whether everything about it was right.
 fn checked(
     options: &PrefetchOptions,
     name: &str,
     check: Option<(RepositoryId, Check)>,
     path: &Path,
-) -> Result<Vec<u8>> {
+    mut take: impl FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
     let control = control_file::read(&options.archive.pgdata).map_err(Error::Cluster)?;
     let unfit = |found: &str| Error::Spooled {
         name: name.to_owned(),
@@ -351,19 +466,51 @@ fn checked(
         path: path.to_owned(),
         source,
     };
-    let bytes = fs::metadata(path).map_err(read)?.len();
+    let mut file = File::open(path).map_err(read)?;
+    let bytes = file.metadata().map_err(read)?.len();
     if bytes != check.bytes || bytes != u64::from(control.wal_segment_bytes) {
         return Err(unfit("it has another length than a segment"));
     }
-    let raw = fs::read(path).map_err(read)?;
-    if digest(&raw) != check.digest {
+    let mut head_is_right = !options.archive.header_check;
+    let pieces = ids_of_pieces(&mut file, bytes, read, |block| {
+        if !head_is_right {
+            let cluster = (control.system_id, control.version);
+            check_header(block, bytes, name, cluster, |found| unfit(&found))?;
+            head_is_right = true;
+        }
+        take(block)
+    })?;
+    if pieces != check.pieces {
         return Err(unfit("it is damaged"));
     }
-    if options.archive.header_check {
-        let cluster = (control.system_id, control.version);
-        check_header(&raw, bytes, name, cluster, |found| unfit(&found))?;
+    Ok(())
+}
+
+/// Reads a segment of so many bytes, hands its blocks to `take`, and names its pieces.
+fn ids_of_pieces(
+    file: &mut File,
+    bytes: u64,
+    failed: impl Fn(io::Error) -> Error,
+    mut take: impl FnMut(&[u8]) -> Result<()>,
+) -> Result<Vec<ChunkId>> {
+    let (namer, mut buffer, mut ids) = (Namer::plain(), vec![0; BLOCK_BYTES], Vec::new());
+    let mut left = bytes;
+    while left > 0 {
+        let mut naming = namer.begin(BlobKind::Wal);
+        let mut left_of_piece = left.min(PIECE_BYTES as u64);
+        left -= left_of_piece;
+        while left_of_piece > 0 {
+            let length = left_of_piece.min(BLOCK_BYTES as u64);
+            left_of_piece -= length;
+            let length = usize::try_from(length).unwrap_or(BLOCK_BYTES);
+            let block = buffer.get_mut(..length).unwrap_or_default();
+            file.read_exact(block).map_err(&failed)?;
+            naming.update(block);
+            take(block)?;
+        }
+        ids.push(naming.finish());
     }
-    Ok(raw)
+    Ok(ids)
 }
 
 fn check_of(options: &PrefetchOptions, name: &str) -> Option<(RepositoryId, Check)> {

@@ -90,25 +90,95 @@ pub fn decode(namer: &Namer, object: &[u8]) -> Result<Vec<u8>> {
 }
 
 /// Hands the pieces of the file that an object holds to `take`, in order, each with its id; answers the file's length.
-/// Every piece was checked when it is handed over, and the object as a whole before the first. A piece is decoded into
-/// the same buffer as the one before, and so into memory that is at hand.
+/// Every piece was checked when it is handed over, and the object as a whole before the first.
 pub fn for_each_piece<E: From<Error>>(
     namer: &Namer,
     object: &[u8],
     mut take: impl FnMut(ChunkId, &[u8]) -> std::result::Result<(), E>,
 ) -> std::result::Result<u64, E> {
-    let entries = parse_footer(object)?;
-    let file_bytes = file_bytes(&entries)?;
-    let mut opener = Opener::new()?;
-    let mut piece = Vec::new();
-    for entry in &entries {
+    let object = WalObject::open(object)?;
+    let mut decoder = Decoder::new()?;
+    for index in 0..object.pieces() {
+        let piece = decoder.piece(namer, &object, index)?;
+        take(piece.id, piece.bytes)?;
+    }
+    Ok(object.file_bytes)
+}
+
+/// An object that was found whole: its checksum is right, and its blobs are the pieces of a file. What is in the pieces
+/// is checked when they are decoded.
+pub struct WalObject<'a> {
+    object: &'a [u8],
+    entries: Vec<FooterEntry>,
+    /// The length of the file.
+    pub file_bytes: u64,
+}
+
+impl<'a> WalObject<'a> {
+    /// Checks an object as a whole.
+    pub fn open(object: &'a [u8]) -> Result<Self> {
+        let entries = parse_footer(object)?;
+        let file_bytes = file_bytes(&entries)? as u64;
+        Ok(WalObject {
+            object,
+            entries,
+            file_bytes,
+        })
+    }
+
+    /// How many pieces the file has.
+    pub fn pieces(&self) -> usize {
+        self.entries.len()
+    }
+}
+
+/// A piece of a file, checked.
+pub struct Piece<'a> {
+    /// Its id.
+    pub id: ChunkId,
+    /// Where in the file it begins.
+    pub offset: u64,
+    /// Its bytes.
+    pub bytes: &'a [u8],
+}
+
+/// Decodes pieces; one per thread. Each is decoded into the same buffer as the one before, into memory that is at hand.
+pub struct Decoder {
+    opener: Opener,
+    bytes: Vec<u8>,
+}
+
+impl Decoder {
+    /// A decoder.
+    pub fn new() -> Result<Self> {
+        Ok(Decoder {
+            opener: Opener::new()?,
+            bytes: Vec::new(),
+        })
+    }
+
+    /// A piece of a file, valid until the next call.
+    pub fn piece(
+        &mut self,
+        namer: &Namer,
+        object: &WalObject<'_>,
+        index: usize,
+    ) -> Result<Piece<'_>> {
+        let entry = object.entries.get(index).ok_or(Error::NotWal {
+            index,
+            why: "is not there",
+        })?;
         // An object has no pack id; the reader needs none.
         let location = entry.location(PackId([0; 16]));
-        let bytes = framed(object, &location)?;
-        opener.open(namer, &entry.id, &location, bytes, &mut piece)?;
-        take(entry.id, &piece)?;
+        let framed = framed(object.object, &location)?;
+        self.opener
+            .open(namer, &entry.id, &location, framed, &mut self.bytes)?;
+        Ok(Piece {
+            id: entry.id,
+            offset: (index * PIECE_BYTES) as u64,
+            bytes: &self.bytes,
+        })
     }
-    Ok(file_bytes as u64)
 }
 
 /// What can be told of a file without decoding it.
