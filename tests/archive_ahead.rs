@@ -6,8 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use pgcairn_engine::actions::{self, Got, PrefetchOptions, RepositoryPlace, StanzaCreateOptions};
+use pgcairn_engine::actions::{
+    self, ErrorKind, Got, PrefetchOptions, RepositoryPlace, StanzaCreateOptions,
+};
+use pgcairn_engine::ids::{BlobKind, ChunkId, Namer};
 use pgcairn_engine::monitor::NoMonitor;
+use pgcairn_engine::pack::writer::{PackWriter, Sealer};
 use pgcairn_engine::repository::stanza::delete;
 use pgcairn_tests::damage::{Answer, STANZA, Site, Told, flip, segment_name};
 use pgcairn_tests::places::{only, place};
@@ -272,6 +276,31 @@ fn a_damaged_copy_in_one_repository_is_fetched_from_the_next() {
         told.problems()
     );
     assert!(ahead.take(2).0);
+}
+
+#[test]
+fn a_piece_that_is_not_its_id_is_never_handed_over() {
+    let ahead = Ahead::with(2);
+    // Its checksum is right, its header too, and its piece is not what the id says.
+    let (namer, mut sealer) = (Namer::plain(), Sealer::new(3).unwrap());
+    let mut pack = PackWriter::with_buffer(Vec::new());
+    let raw = fs::read(ahead.site.beside(&segment_name(2))).unwrap();
+    let id = namer.name(BlobKind::Wal, &raw);
+    let mut sealed = sealer.seal(&namer, BlobKind::Wal, id, &raw).unwrap();
+    sealed.id = ChunkId([7; 32]);
+    pack.push(&sealed).unwrap();
+    let key = ahead.site.keys("wal/").pop().unwrap();
+    fs::write(ahead.site.object(&key), pack.finish().bytes).unwrap();
+    assert_eq!(ahead.prefetch(1).unwrap(), 1);
+    let (taken, problems) = ahead.take(2);
+    assert!(!taken && problems[0].contains("damaged"), "{problems:?}");
+    let (name, got) = (segment_name(2), ahead.site.beside("got"));
+    let options = &ahead.options.archive;
+    let error = actions::archive_get(&ahead.places, options, &name, &got, &NoMonitor).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Damaged);
+    let left = fs::read_dir(got.parent().unwrap()).unwrap();
+    let names = left.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert_eq!(names.filter(|name| name.starts_with("got")).count(), 0);
 }
 
 #[test]

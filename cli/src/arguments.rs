@@ -4,7 +4,7 @@
 //! negates, `--reset-opt` forgets what environment and file say; an unambiguous beginning of a name will do. Refuses,
 //! with pgBackRest's words and numbers: unknown commands and options, an option given twice, secrets.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -39,9 +39,14 @@ const VERSION: &str = "version";
 
 /// Reads the words of the command line, the program's own name among them.
 pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> Result<CommandLine, Error> {
-    let matches = grammar()
-        .try_get_matches_from(words)
-        .map_err(|error| explain(&error))?;
+    let words: Vec<OsString> = words.into_iter().collect();
+    let (mut rows, all) = (rows_for(&words), || OPTIONS.iter().collect());
+    let matches = grammar(&rows).try_get_matches_from(&words).or_else(|_| {
+        // All are needed to tell which one may have been meant.
+        rows = all();
+        grammar(&rows).try_get_matches_from(&words)
+    });
+    let matches = matches.map_err(|error| explain(&error))?;
     let mut words = matches
         .get_many::<String>(WORDS)
         .into_iter()
@@ -64,12 +69,33 @@ pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command
     Ok(CommandLine {
         command,
         parameters,
-        options: given_options(&matches, command)?,
+        options: given_options(&rows, &matches, command)?,
     })
 }
 
-/// The clap command, made from the option table.
-fn grammar() -> clap::Command {
+/// The options that some word may be the name of, or the beginning of it. Every WAL segment is a call, and a grammar of
+/// all options takes as long as all else that a call does.
+fn rows_for(words: &[OsString]) -> Vec<&'static OptionRow> {
+    let given = words
+        .iter()
+        .filter_map(|word| word.to_str()?.strip_prefix("--"));
+    let given: Vec<&str> = given.filter_map(|word| word.split('=').next()).collect();
+    let may_be_meant = |row: &&OptionRow| {
+        given.iter().any(|given| {
+            let switched = ["reset-", "no-"].iter().any(|prefix| {
+                prefix.starts_with(given)
+                    || given
+                        .strip_prefix(prefix)
+                        .is_some_and(|given| row.name.starts_with(given))
+            });
+            row.name.starts_with(given) || switched
+        })
+    };
+    OPTIONS.iter().filter(may_be_meant).collect()
+}
+
+/// The clap command for these options.
+fn grammar(rows: &[&OptionRow]) -> clap::Command {
     let mut command = clap::Command::new("pgcairn")
         .disable_help_flag(true)
         .disable_version_flag(true)
@@ -77,10 +103,9 @@ fn grammar() -> clap::Command {
         .arg(Arg::new(WORDS).num_args(0..))
         .arg(Arg::new(HELP).long(HELP).action(ArgAction::SetTrue))
         .arg(Arg::new(VERSION).long(VERSION).action(ArgAction::SetTrue));
-    let mut seen = HashSet::new();
-    for row in OPTIONS.iter() {
+    for (at, row) in rows.iter().enumerate() {
         // One name may have a row for each of its shapes.
-        if !seen.insert(row.name) {
+        if rows.iter().take(at).any(|before| before.name == row.name) {
             continue;
         }
         let arg = Arg::new(row.name).long(row.name).action(ArgAction::Append);
@@ -130,11 +155,12 @@ fn check_parameters(command: Command, parameters: &[String]) -> Result<(), Error
 }
 
 fn given_options(
+    rows: &[&'static OptionRow],
     matches: &ArgMatches,
     command: Command,
 ) -> Result<BTreeMap<&'static str, Given>, Error> {
     let mut options = BTreeMap::new();
-    for row in OPTIONS.iter() {
+    for row in rows {
         let name = row.name;
         let given = Given {
             values: matches
@@ -259,6 +285,20 @@ mod tests {
     fn refused(line: &str) -> String {
         let error = read(line).unwrap_err();
         format!("[{:03}]: {error}", error.code())
+    }
+
+    #[test]
+    fn a_word_is_held_against_every_option_that_it_may_begin() {
+        let longs = |row: &OptionRow| ["", "no-", "reset-"].map(|way| format!("{way}{}", row.name));
+        for long in OPTIONS.iter().flat_map(longs) {
+            for length in 0..=long.len() {
+                let word = &long[..length];
+                let begins = |row: &OptionRow| longs(row).iter().any(|long| long.starts_with(word));
+                let kept = rows_for(&[format!("--{word}=value").into()]);
+                let wanted = OPTIONS.iter().filter(|row| begins(row)).count();
+                assert_eq!(kept.len(), wanted, "{word}");
+            }
+        }
     }
 
     #[test]

@@ -222,7 +222,8 @@ impl Wanted<'_> {
             return Ok(false);
         };
         let file = into.begin()?;
-        let mut decoder = Decoder::new().map_err(|source| stored.damaged(source))?;
+        let decoder = Decoder::checking(&Namer::plain());
+        let mut decoder = decoder.map_err(|source| stored.damaged(source))?;
         self.decode(&stored, &stored.open()?, &mut decoder, |piece| {
             file.write_all_at(piece.bytes, piece.offset)
                 .map_err(|source| into.failed(source))
@@ -243,7 +244,7 @@ impl Wanted<'_> {
         }
     }
 
-    /// Hands the pieces of the file to `take`, each of them checked, once the header was found to be right.
+    /// Hands the pieces of the file to `take`, as the decoder has them, once the header was found to be right.
     pub(super) fn decode(
         &self,
         stored: &Stored,
@@ -265,10 +266,9 @@ impl Wanted<'_> {
         if with_header && object.pieces() == 0 {
             check(&[])?;
         }
-        let namer = Namer::plain();
         for index in 0..object.pieces() {
             let piece = decoder
-                .piece(&namer, object, index)
+                .piece(object, index)
                 .map_err(|source| stored.damaged(source))?;
             if with_header && index == 0 {
                 check(piece.bytes)?;

@@ -225,11 +225,11 @@ impl<'a> Source<'a> {
         };
         let object = WalObject::open(stored).map_err(damaged)?;
         let mut same = object.file_bytes == self.bytes;
-        let mut decoder = Decoder::new().map_err(damaged)?;
-        let (namer, mut own) = (Namer::plain(), Vec::new());
+        let mut decoder = Decoder::checking(&Namer::plain()).map_err(damaged)?;
+        let mut own = Vec::new();
         for index in 0..object.pieces() {
             // To the end also if it is another one: that it is damaged says more.
-            let piece = decoder.piece(&namer, &object, index).map_err(damaged)?;
+            let piece = decoder.piece(&object, index).map_err(damaged)?;
             if same {
                 own.resize(piece.bytes.len(), 0);
                 let read = self.file.read_exact_at(&mut own, piece.offset);

@@ -67,6 +67,7 @@ struct Check {
     version: u32,
     epoch: String,
     bytes: u64,
+    /// The ids of its pieces, as the repository's object says.
     pieces: Vec<ChunkId>,
 }
 
@@ -157,7 +158,8 @@ pub fn prefetch(
     });
     let threads = options.archive.threads.max(1);
     let decoders = Pool::new(threads, || {
-        Decoder::new().map_err(|source| Error::Pack {
+        // Whoever takes a segment out of the spool checks each piece; what the repository damaged, its checksum tells.
+        Decoder::not_checking().map_err(|source| Error::Pack {
             path: after.to_owned(),
             source,
         })

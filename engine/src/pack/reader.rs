@@ -1,6 +1,7 @@
 //! Reading packs: one blob by its location, the footer by a range of its end, everything of a pack at hand.
 //!
-//! Promises: a blob is returned only if its hash is the id that was asked for; a footer only if its checksum matches.
+//! Promises: a blob is returned only if its hash is the id that was asked for, unless the caller said that it will see
+//! to that itself ([`Opener::decode_unnamed`]); a footer only if its checksum matches.
 //! Never panics and never allocates by a length from the store before that length was held against a limit. Does not
 //! know where packs are kept: ranges come from a function that the caller gives.
 
@@ -58,6 +59,25 @@ impl Opener {
         frame_and_payload: &[u8],
         out: &mut Vec<u8>,
     ) -> Result<()> {
+        self.decode_unnamed(location, frame_and_payload, out)?;
+        let found = namer.name(location.kind, out);
+        if found != *id {
+            return Err(Error::IdMismatch {
+                offset: u64::from(location.offset),
+                expected: *id,
+                found,
+            });
+        }
+        Ok(())
+    }
+
+    /// The same without a look at the content: for who holds it against its id later, before it is relied on.
+    pub fn decode_unnamed(
+        &mut self,
+        location: &Location,
+        frame_and_payload: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<()> {
         let offset = u64::from(location.offset);
         let frame = decode_frame(frame_and_payload, offset)?;
         // The index does not keep the codec; what the frame says of it must fit the lengths.
@@ -88,16 +108,7 @@ impl Opener {
                 found,
             });
         }
-        self.decode(frame.codec, payload, raw_bytes, offset, out)?;
-        let found = namer.name(frame.kind, out);
-        if found != *id {
-            return Err(Error::IdMismatch {
-                offset,
-                expected: *id,
-                found,
-            });
-        }
-        Ok(())
+        self.decode(frame.codec, payload, raw_bytes, offset, out)
     }
 
     fn decode(

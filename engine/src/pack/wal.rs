@@ -1,7 +1,8 @@
 //! WAL files as objects: small packs whose blobs are the pieces of one file.
 //!
-//! Promises: the same file makes the same object; what is decoded was checked as a whole and piece by piece. Refuses a
-//! pack whose blobs are not the pieces of a file, and files above 1 GiB, the largest WAL segment that PostgreSQL knows.
+//! Promises: the same file makes the same object; what is decoded was checked as a whole and piece by piece, the latter
+//! unless the caller said that it will see to that itself. Refuses a pack whose blobs are not the pieces of a file, and
+//! files above 1 GiB, the largest WAL segment that PostgreSQL knows.
 //! Pieces are independent, so that a caller can seal them on several threads. Knows nothing of what is in a WAL file.
 
 use crate::ids::{BlobKind, ChunkId, Namer, PackId};
@@ -97,9 +98,9 @@ pub fn for_each_piece<E: From<Error>>(
     mut take: impl FnMut(ChunkId, &[u8]) -> std::result::Result<(), E>,
 ) -> std::result::Result<u64, E> {
     let object = WalObject::open(object)?;
-    let mut decoder = Decoder::new()?;
+    let mut decoder = Decoder::checking(namer)?;
     for index in 0..object.pieces() {
-        let piece = decoder.piece(namer, &object, index)?;
+        let piece = decoder.piece(&object, index)?;
         take(piece.id, piece.bytes)?;
     }
     Ok(object.file_bytes)
@@ -132,7 +133,7 @@ impl<'a> WalObject<'a> {
     }
 }
 
-/// A piece of a file, checked.
+/// A piece of a file.
 pub struct Piece<'a> {
     /// Its id.
     pub id: ChunkId,
@@ -145,25 +146,32 @@ pub struct Piece<'a> {
 /// Decodes pieces; one per thread. Each is decoded into the same buffer as the one before, into memory that is at hand.
 pub struct Decoder {
     opener: Opener,
+    namer: Option<Namer>,
     bytes: Vec<u8>,
 }
 
 impl Decoder {
-    /// A decoder.
-    pub fn new() -> Result<Self> {
+    /// A decoder that holds each piece against its id.
+    pub fn checking(namer: &Namer) -> Result<Self> {
         Ok(Decoder {
             opener: Opener::new()?,
+            namer: Some(namer.clone()),
+            bytes: Vec::new(),
+        })
+    }
+
+    /// A decoder that does not, for who will before he relies on the pieces. The ids are those of the footer, for which
+    /// the object's checksum vouches.
+    pub fn not_checking() -> Result<Self> {
+        Ok(Decoder {
+            opener: Opener::new()?,
+            namer: None,
             bytes: Vec::new(),
         })
     }
 
     /// A piece of a file, valid until the next call.
-    pub fn piece(
-        &mut self,
-        namer: &Namer,
-        object: &WalObject<'_>,
-        index: usize,
-    ) -> Result<Piece<'_>> {
+    pub fn piece(&mut self, object: &WalObject<'_>, index: usize) -> Result<Piece<'_>> {
         let entry = object.entries.get(index).ok_or(Error::NotWal {
             index,
             why: "is not there",
@@ -171,8 +179,11 @@ impl Decoder {
         // An object has no pack id; the reader needs none.
         let location = entry.location(PackId([0; 16]));
         let framed = framed(object.object, &location)?;
-        self.opener
-            .open(namer, &entry.id, &location, framed, &mut self.bytes)?;
+        let (opener, bytes) = (&mut self.opener, &mut self.bytes);
+        match &self.namer {
+            Some(namer) => opener.open(namer, &entry.id, &location, framed, bytes)?,
+            None => opener.decode_unnamed(&location, framed, bytes)?,
+        }
         Ok(Piece {
             id: entry.id,
             offset: (index * PIECE_BYTES) as u64,
