@@ -2,6 +2,7 @@
 //! absent segment is told from the repositories alone.
 
 use std::fs::{self, File};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -286,11 +287,12 @@ fn a_piece_that_is_not_its_id_is_never_handed_over() {
     let mut pack = PackWriter::with_buffer(Vec::new());
     let raw = fs::read(ahead.site.beside(&segment_name(2))).unwrap();
     let id = namer.name(BlobKind::Wal, &raw);
-    let mut sealed = sealer.seal(&namer, BlobKind::Wal, id, &raw).unwrap();
-    sealed.id = ChunkId([7; 32]);
-    pack.push(&sealed).unwrap();
+    let mut blob = sealer.seal(&namer, BlobKind::Wal, id, &raw).unwrap();
+    blob.id = ChunkId([7; 32]);
+    pack.push(&blob).unwrap();
     let key = ahead.site.keys("wal/").pop().unwrap();
-    fs::write(ahead.site.object(&key), pack.finish().bytes).unwrap();
+    let mut object = File::create(ahead.site.object(&key)).unwrap();
+    object.write_all(&pack.finish().bytes).unwrap();
     assert_eq!(ahead.prefetch(1).unwrap(), 1);
     let (taken, problems) = ahead.take(2);
     assert!(!taken && problems[0].contains("damaged"), "{problems:?}");
@@ -299,8 +301,8 @@ fn a_piece_that_is_not_its_id_is_never_handed_over() {
     let error = actions::archive_get(&ahead.places, options, &name, &got, &NoMonitor).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Damaged);
     let left = fs::read_dir(got.parent().unwrap()).unwrap();
-    let names = left.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    assert_eq!(names.filter(|name| name.starts_with("got")).count(), 0);
+    let left = left.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert_eq!(left.filter(|file| file.starts_with("got")).count(), 0);
 }
 
 #[test]

@@ -160,12 +160,13 @@ fn hundreds_of_segments_arrive_while_the_spool_is_damaged_and_its_processes_are_
     let mut noise = Noise(SEED);
     let mut killed = 0;
     wait_until("recovery has ended", || {
-        let found = prefetchers(&queue);
-        if noise.below(4) == 0 && !found.is_empty() {
-            killed += 1;
-            process::kill(&found);
-        }
-        for _ in 0..3 {
+        for _ in 0..8 {
+            // They do not live long: each fills the queue and ends.
+            let found = prefetchers(&queue);
+            if noise.below(2) == 0 && !found.is_empty() {
+                killed += 1;
+                process::kill(&found);
+            }
             harm(&mut noise, &queue);
             // Not to wait for something: the moment is what is tested.
             thread::sleep(Duration::from_millis(noise.below(10)));

@@ -18,6 +18,10 @@ struct Disk(PathBuf);
 
 impl Disk {
     /// `None` where no file system can be mounted; why is printed.
+    #[expect(
+        clippy::print_stderr,
+        reason = "what was not tested is told to whoever runs the tests"
+    )]
     fn mount(folder: &Path, segments: u64) -> Option<Self> {
         if !geteuid().is_root() {
             eprintln!("skipped: only root can mount a small disk");

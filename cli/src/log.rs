@@ -106,6 +106,11 @@ impl Log {
     }
 
     fn write(&self, level: Level, text: &str) {
+        // To know the local time, hundreds of files are looked at: not for a line that goes nowhere.
+        let kept = self.file.as_ref().is_some_and(|(most, _)| level <= *most);
+        if !self.shows(level) && !kept {
+            return;
+        }
         let line = format_line(&clock::log_time(clock::now_ms()), level, text);
         if self.shows(level) {
             let shown = if self.timestamps {

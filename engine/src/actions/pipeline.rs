@@ -6,6 +6,7 @@
 //!                                                            └──packs──▶ store × 2
 //! restore                                 produce ──jobs──▶ work × process-max
 //! archive-push                            seal and put, and at the same time confirm (`both`)
+//! either of them in the background        files × 2 process-max, which share process-max sealers or decoders (`Pool`)
 //! beside any of them                      tick, every few seconds (server keep-alive, beats)
 //! ```
 //!
