@@ -143,6 +143,48 @@ fn each_timeline_is_shown_and_a_lost_history_is_found() {
 }
 
 #[test]
+fn after_an_upgrade_that_was_taken_back_older_backups_restore_along_both_archives() {
+    let stanza = Stanza::archiving(system_major(), &[], "");
+    let server = &stanza.server;
+    let full = stanza.backup("full", &[]);
+    server.execute("CREATE TABLE marks AS SELECT 1 AS n");
+    archive_one(server);
+    let upgraded = Server::empty(system_major());
+    upgraded.init(&[]);
+    for cluster in [&upgraded, server] {
+        let data = format!("--pg1-path={}", cluster.data.display());
+        let upgrade = stanza.pgcairn([data.as_str(), "--no-online", "stanza-upgrade"]);
+        assert_eq!(upgrade.code, Some(0), "{upgrade:?}");
+    }
+    server.execute("INSERT INTO marks VALUES (2)");
+    archive_one(server);
+    server.execute("INSERT INTO marks VALUES (3)");
+    let last = archive_one(server);
+    let said = stanza.pgcairn(["verify"]).success();
+    let third = format!("wal archive ({}-3)", server.major);
+    assert!(said.contains(&third) && said.contains(&last), "{said}");
+    let alone = format!("--set={}", full.label);
+    assert!(
+        stanza
+            .pgcairn([&alone, "verify"])
+            .success()
+            .contains("can be restored")
+    );
+    let recovers = || {
+        let restored = Server::empty(system_major());
+        stanza.restore(&restored, &full.label, &[]);
+        restored.start();
+        restored.wait_for_promotion();
+        assert_eq!(restored.value("SELECT sum(n) FROM marks"), "6");
+    };
+    recovers();
+    let spool = server.make_folder("spool");
+    let ahead = format!("archive-async=y\nspool-path={}", spool.display());
+    stanza.configure(&format!("[{STANZA}:archive-get]\n{ahead}"));
+    recovers();
+}
+
+#[test]
 fn who_may_only_read_can_verify_and_restore() {
     let stanza = Stanza::archiving(system_major(), &[], "");
     let full = stanza.backup("full", &[]);

@@ -23,6 +23,7 @@ use crate::cluster::control_file::{self, ControlFile};
 use crate::ids::Namer;
 use crate::monitor::{Monitor, Problem};
 use crate::pack::wal::{Decoder, Piece, WalObject};
+use crate::repository::stanza::{Epoch, of_cluster};
 use crate::repository::{Repository, wal};
 use crate::storage::Storage;
 use crate::wal_name::{Timeline, WalFile};
@@ -54,8 +55,8 @@ pub(super) struct Wanted<'a> {
 pub(super) struct Opened {
     pub(super) number: u32,
     pub(super) repository: Repository,
-    /// The name of the newest epoch that is this cluster's.
-    pub(super) epoch: String,
+    /// The names of this cluster's epochs, the newest first: it is several after an upgrade was taken back.
+    pub(super) epochs: Vec<String>,
 }
 
 /// What all repositories together say of a file.
@@ -124,21 +125,18 @@ pub(super) fn open(
     let repository = place.repository()?;
     let stanza = &options.stanza;
     let epochs = epochs_of(&repository, stanza)?;
-    let newest = epochs.last().map(|epoch| epoch.n);
-    let own = epochs
-        .into_iter()
-        .rfind(|epoch| epoch.system_id == control.system_id && epoch.version == control.version);
-    if let Some(epoch) = own.filter(|own| Some(own.n) == newest) {
-        epoch_cache::remember(options, &repository, epoch);
+    let mut own = of_cluster(&epochs, control.system_id, control.version);
+    if own.is_empty() {
+        // It says whose the stanza is.
+        own.push(epoch_of(&repository, stanza, control, &options.pgdata).map_err(as_archiving)?);
     }
-    let epoch = match own {
-        Some(own) => own,
-        None => epoch_of(&repository, stanza, control, &options.pgdata).map_err(as_archiving)?,
-    };
+    if let Some(epoch) = own.first().filter(|own| epochs.last() == Some(own)) {
+        epoch_cache::remember(options, &repository, *epoch);
+    }
     Ok(Opened {
         number: place.number,
         repository,
-        epoch: epoch.name(),
+        epochs: own.iter().map(Epoch::name).collect(),
     })
 }
 
@@ -178,8 +176,7 @@ impl Wanted<'_> {
     /// Asks the repositories again that did not have the file a moment ago.
     fn ask_again(&self, asked: Vec<Opened>, into: &Download) -> Result<Answer> {
         for opened in &asked {
-            let storage = opened.repository.storage.as_ref();
-            if self.download(storage, &opened.epoch, into)? {
+            if self.download_from(opened, into)? {
                 return Ok(Answer::Found(opened.number));
             }
         }
@@ -202,8 +199,7 @@ impl Wanted<'_> {
             }
         }
         let opened = open(place, self.options, self.control)?;
-        let storage = opened.repository.storage.as_ref();
-        let found = self.download(storage, &opened.epoch, into)?;
+        let found = self.download_from(&opened, into)?;
         Ok(if found {
             Looked::Found
         } else {
@@ -217,6 +213,17 @@ impl Wanted<'_> {
     }
 
     /// Fetches the file from one repository; `false` if it is not there.
+    fn download_from(&self, from: &Opened, into: &Download) -> Result<bool> {
+        let storage = from.repository.storage.as_ref();
+        for epoch in &from.epochs {
+            if self.download(storage, epoch, into)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Fetches the file from one archive; `false` if it is not there.
     fn download(&self, storage: &dyn Storage, epoch: &str, into: &Download) -> Result<bool> {
         let Some(stored) = self.fetch(storage, epoch)? else {
             return Ok(false);
@@ -231,7 +238,7 @@ impl Wanted<'_> {
         Ok(true)
     }
 
-    /// The object that holds the file in one repository, if it is there.
+    /// The object that holds the file in one archive, if it is there.
     pub(super) fn fetch(&self, storage: &dyn Storage, epoch: &str) -> Result<Option<Stored>> {
         let stanza = &self.options.stanza;
         match wal::get(storage, stanza, epoch, self.name) {
@@ -281,8 +288,11 @@ impl Wanted<'_> {
     /// What says that the WAL does not end before this absent file, if anything does.
     fn evidence_of_more(&self, asked: &[Opened]) -> Result<Option<String>> {
         let mut failures = Vec::new();
-        for one in asked {
-            match self.evidence_in(one) {
+        let archives = asked
+            .iter()
+            .flat_map(|one| one.epochs.iter().map(move |epoch| (one, epoch)));
+        for (one, epoch) in archives {
+            match self.evidence_in(&one.repository, epoch) {
                 Ok(None) => {}
                 Ok(evidence) => return Ok(evidence),
                 Err(error) => failures.push(RepositoryFailure {
@@ -297,14 +307,11 @@ impl Wanted<'_> {
         Err(self.cannot_tell(failures, asked.len()))
     }
 
-    fn evidence_in(&self, asked: &Opened) -> Result<Option<String>> {
+    fn evidence_in(&self, repository: &Repository, epoch: &str) -> Result<Option<String>> {
         if self.kind != WalFile::Segment {
             return Ok(None);
         }
         let (stanza, name) = (&self.options.stanza, self.name);
-        let Opened {
-            repository, epoch, ..
-        } = asked;
         if let Some(gap) =
             wal::gap_covering(repository, stanza, epoch, name).map_err(Error::Repository)?
         {

@@ -194,7 +194,7 @@ fn is_current(opened: &[Opened], all: bool, id: RepositoryId, epoch: &str) -> bo
     if same.peek().is_none() {
         return !all;
     }
-    same.any(|one| one.epoch == epoch)
+    same.any(|one| one.epochs.iter().any(|own| own == epoch))
 }
 
 /// What fetches.
@@ -256,29 +256,37 @@ impl Prefetcher<'_> {
             kind: WalFile::Segment,
         };
         for from in self.opened {
-            match self.download(&wanted, from, file) {
-                Ok(Some(pieces)) => return self.name(name, from, pieces).map(|()| true),
-                Ok(None) => {}
-                // The spool's fault: no other repository would help.
-                Err(error @ Error::Local { .. }) => return Err(error),
-                Err(error) => self.monitor.problem(&Problem {
-                    object: format!("{name} of repo{}", from.number),
-                    message: with_causes(&error),
-                }),
+            for epoch in &from.epochs {
+                match self.download(&wanted, (from, epoch), file) {
+                    Ok(Some(pieces)) => {
+                        return self.name(name, (from, epoch), pieces).map(|()| true);
+                    }
+                    Ok(None) => {}
+                    // The spool's fault: no other repository would help.
+                    Err(error @ Error::Local { .. }) => return Err(error),
+                    Err(error) => {
+                        self.monitor.problem(&Problem {
+                            object: format!("{name} of repo{}", from.number),
+                            message: with_causes(&error),
+                        });
+                        // What an older epoch has under this name may be something else.
+                        break;
+                    }
+                }
             }
         }
         Ok(false)
     }
 
-    /// Writes a segment as one repository has it; answers the ids of its pieces.
+    /// Writes a segment as one archive has it; answers the ids of its pieces.
     fn download(
         &self,
         wanted: &Wanted<'_>,
-        from: &Opened,
+        (from, epoch): (&Opened, &str),
         file: &File,
     ) -> Result<Option<Vec<ChunkId>>> {
         let storage = from.repository.storage.as_ref();
-        let Some(stored) = wanted.fetch(storage, &from.epoch)? else {
+        let Some(stored) = wanted.fetch(storage, epoch)? else {
             return Ok(None);
         };
         let object = stored.open()?;
@@ -300,12 +308,12 @@ impl Prefetcher<'_> {
     }
 
     /// Gives a segment its name, once there is what it is checked by.
-    fn name(&self, name: &str, from: &Opened, pieces: Vec<ChunkId>) -> Result<()> {
+    fn name(&self, name: &str, (from, epoch): (&Opened, &str), pieces: Vec<ChunkId>) -> Result<()> {
         let path = self.options.spool.join(name);
         let check = Check {
             system_id: self.control.system_id,
             version: self.control.version,
-            epoch: from.epoch.clone(),
+            epoch: epoch.to_owned(),
             bytes: u64::from(self.control.wal_segment_bytes),
             pieces,
         };
