@@ -6,11 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use pgcairn_engine::actions::{self, ArchiveOptions, Pushed, StanzaCreateOptions};
+use pgcairn_engine::actions::{
+    self, ArchiveOptions, ErrorKind, Got, PrefetchOptions, Pushed, StanzaCreateOptions,
+};
 use pgcairn_engine::monitor::NoMonitor;
 use pgcairn_engine::repository;
-use pgcairn_engine::repository::stanza::{add_epoch, delete};
+use pgcairn_engine::repository::stanza::{self, add_epoch, delete};
 use pgcairn_engine::storage::local::LocalStorage;
+use pgcairn_tests::damage::{STANZA as SITE, Site, segment_name};
 use pgcairn_tests::places::only;
 use pgcairn_tests::postgres::{Server, system_major};
 use pgcairn_tests::process::wait_until;
@@ -107,6 +110,49 @@ fn a_push_whose_epoch_is_remembered_makes_one_put_and_confirms_the_epoch() {
         matches!(refused, Err(actions::Error::ForeignCluster { .. })),
         "{refused:?}"
     );
+}
+
+#[test]
+fn of_the_archive_before_an_upgrade_that_was_taken_back_only_what_came_before_is_handed_out() {
+    let site = Site::new();
+    let push = |number: u32, last: u8| {
+        let places = only(site.storage().unwrap());
+        let path = site.segment(number, last);
+        actions::archive_push(&places, &site.archive_options(), &path).unwrap();
+        fs::read(path).unwrap()
+    };
+    let first = push(1, 1);
+    // The storage is rolled back to here; what follows is archived, and left behind.
+    push(2, 1);
+    push(3, 1);
+    let repository = site.repository().unwrap();
+    let [own] = stanza::epochs(&repository, SITE).unwrap()[..] else {
+        panic!("it has one epoch");
+    };
+    add_epoch(&repository, SITE, 42, own.version).unwrap();
+    add_epoch(&repository, SITE, own.system_id, own.version).unwrap();
+    let again = push(2, 2);
+    let destination = site.beside("got");
+    let get = |number: u32| site.archive_get(&segment_name(number), &destination);
+    for (number, wanted) in [(1, first), (2, again)] {
+        assert_eq!(get(number).unwrap(), Got::Fetched { repository: 1 });
+        assert!(
+            fs::read(&destination).unwrap() == wanted,
+            "segment {number}"
+        );
+    }
+    assert_eq!(get(3).unwrap(), Got::NotThere);
+    // The newer archive has a hole: what the older one has under that name does not fill it.
+    push(4, 2);
+    assert_eq!(get(3).unwrap_err().kind(), ErrorKind::FileMissing);
+    let ahead = PrefetchOptions {
+        archive: site.archive_options(),
+        spool: site.beside("spool"),
+        queue_max: 16 << 20,
+    };
+    let places = only(site.storage().unwrap());
+    let fetched = actions::prefetch(&places, &ahead, &segment_name(1), &NoMonitor).unwrap();
+    assert_eq!(fetched, 1, "2, and not what was left behind");
 }
 
 #[test]

@@ -24,6 +24,7 @@ use pgcairn_tests::small_cluster::differences;
 /// A directory on a disk that cannot read some of it, though it lists all.
 struct BadDisk {
     inner: LocalStorage,
+    /// The object concerned; all, if it is empty.
     key: String,
     bad: Range<u64>,
     kind: ErrorKind,
@@ -32,7 +33,8 @@ struct BadDisk {
 impl BadDisk {
     fn fails(&self, key: &Key, range: &Range<u64>) -> storage::Result<()> {
         let meets = range.start < self.bad.end && self.bad.start < range.end;
-        if key.as_str() != self.key || !meets {
+        let concerned = self.key.is_empty() || key.as_str() == self.key;
+        if !concerned || !meets {
             return Ok(());
         }
         Err(storage::Error {
@@ -177,6 +179,29 @@ fn what_a_disk_cannot_read_ends_no_verification_and_the_verdict_is_what_a_restor
         }
     }
     assert!(lost > 5, "only {lost}");
+}
+
+#[test]
+fn a_store_that_forbids_everything_is_not_taken_for_a_damaged_object() {
+    let site = Site::new();
+    let forbids = |key: &str| -> bool {
+        let inner = LocalStorage::open(&site.repository_path()).unwrap();
+        let (key, bad, kind) = (key.to_owned(), 0..u64::MAX, ErrorKind::Denied);
+        let disk = BadDisk {
+            inner,
+            key,
+            bad,
+            kind,
+        };
+        let one = Key::new("config").unwrap();
+        let refused = disk.fails(&Key::new(disk.key.as_str()).unwrap_or(one), &(0..1));
+        let mut repository = site.repository().unwrap();
+        repository.storage = Arc::new(disk);
+        repository.is_about_one_object(&refused.unwrap_err())
+    };
+    assert!(forbids("data/00/pack"));
+    assert!(forbids("config"), "its copy can be read");
+    assert!(!forbids(""));
 }
 
 #[test]

@@ -9,8 +9,8 @@ use crate::actions::error::{Error, Result};
 use crate::cluster::wal_header::{self, WalHeader};
 use crate::ids::Namer;
 use crate::pack::wal as wal_object;
-use crate::repository::layout;
-use crate::wal_name::Segment;
+use crate::repository::{Repository, layout, wal};
+use crate::wal_name::{Segment, Timeline};
 
 /// What pushing and getting need to know.
 #[derive(Debug, Clone)]
@@ -50,6 +50,35 @@ pub(super) fn key_of(stanza: &str, epoch: &str, name: &str) -> Result<String> {
     layout::wal(stanza, epoch, name)
         .map(|key| key.to_string())
         .map_err(Error::Repository)
+}
+
+/// Of the archives of a cluster's epochs (the newest first) those in which a file may be. Where a timeline goes on in a newer
+/// epoch, what an older one has from there on was left behind when an upgrade was taken back: it is another history under
+/// the same names.
+pub(super) fn archives_of<'e>(
+    repository: &Repository,
+    stanza: &str,
+    epochs: &'e [String],
+    name: &str,
+) -> Result<&'e [String]> {
+    let segment = name.get(..24).zip(Timeline::of_wal_file(name).ok());
+    let mut count = epochs.len().min(1);
+    while let (true, Some(newer), Some((segment, timeline))) =
+        (count < epochs.len(), epochs.get(count - 1), segment)
+    {
+        let begin = wal::first(repository, stanza, newer, timeline).map_err(Error::Repository)?;
+        if begin.is_some_and(|begin| begin.as_str() <= segment) {
+            break;
+        }
+        count += 1;
+    }
+    // A history file has no segment in its name, and is the same wherever it is.
+    let count = if segment.is_none() {
+        epochs.len()
+    } else {
+        count
+    };
+    Ok(epochs.get(..count).unwrap_or_default())
 }
 
 /// Checks by its header that a segment of `bytes` is what its name says, and of the cluster with this system identifier

@@ -6,13 +6,12 @@
 //! absent, no gap record covers it, and no later segment of its timeline exists; every other answer is an error, "cannot
 //! tell". What it hands over is the segment of that name, and of this cluster.
 
-use std::fs::{self, File};
-use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::actions::archive::{ArchiveOptions, as_archiving, check_header, key_of};
+use crate::actions::archive::{ArchiveOptions, archives_of, as_archiving, check_header, key_of};
+use crate::actions::download::Download;
 use crate::actions::epoch_cache;
 use crate::actions::error::{Error, Result, with_causes};
 use crate::actions::open::RepositoryPlace;
@@ -215,12 +214,17 @@ impl Wanted<'_> {
     /// Fetches the file from one repository; `false` if it is not there.
     fn download_from(&self, from: &Opened, into: &Download) -> Result<bool> {
         let storage = from.repository.storage.as_ref();
-        for epoch in &from.epochs {
+        for epoch in self.archives(from)? {
             if self.download(storage, epoch, into)? {
                 return Ok(true);
             }
         }
         Ok(false)
+    }
+
+    /// The archives of one repository in which the file may be.
+    fn archives<'o>(&self, of: &'o Opened) -> Result<&'o [String]> {
+        archives_of(&of.repository, &self.options.stanza, &of.epochs, self.name)
     }
 
     /// Fetches the file from one archive; `false` if it is not there.
@@ -263,10 +267,7 @@ impl Wanted<'_> {
         let with_header = matches!(self.kind, WalFile::Segment | WalFile::Partial);
         let with_header = self.options.header_check && with_header;
         let check = |head: &[u8]| {
-            let misplaced = |found| Error::WalMisplaced {
-                key: stored.key.clone(),
-                found,
-            };
+            let misplaced = |found| stored.misplaced(found);
             let cluster = (self.control.system_id, self.control.version);
             check_header(head, object.file_bytes, self.name, cluster, misplaced).map(drop)
         };
@@ -288,11 +289,8 @@ impl Wanted<'_> {
     /// What says that the WAL does not end before this absent file, if anything does.
     fn evidence_of_more(&self, asked: &[Opened]) -> Result<Option<String>> {
         let mut failures = Vec::new();
-        let archives = asked
-            .iter()
-            .flat_map(|one| one.epochs.iter().map(move |epoch| (one, epoch)));
-        for (one, epoch) in archives {
-            match self.evidence_in(&one.repository, epoch) {
+        for one in asked {
+            match self.evidence_in(one) {
                 Ok(None) => {}
                 Ok(evidence) => return Ok(evidence),
                 Err(error) => failures.push(RepositoryFailure {
@@ -307,10 +305,19 @@ impl Wanted<'_> {
         Err(self.cannot_tell(failures, asked.len()))
     }
 
-    fn evidence_in(&self, repository: &Repository, epoch: &str) -> Result<Option<String>> {
+    fn evidence_in(&self, asked: &Opened) -> Result<Option<String>> {
         if self.kind != WalFile::Segment {
             return Ok(None);
         }
+        for epoch in self.archives(asked)? {
+            if let Some(evidence) = self.evidence_in_archive(&asked.repository, epoch)? {
+                return Ok(Some(evidence));
+            }
+        }
+        Ok(None)
+    }
+
+    fn evidence_in_archive(&self, repository: &Repository, epoch: &str) -> Result<Option<String>> {
         let (stanza, name) = (&self.options.stanza, self.name);
         if let Some(gap) =
             wal::gap_covering(repository, stanza, epoch, name).map_err(Error::Repository)?
@@ -353,56 +360,15 @@ impl Stored {
         WalObject::open(&self.object).map_err(|source| self.damaged(source))
     }
 
+    pub(super) fn misplaced(&self, found: String) -> Error {
+        let key = self.key.clone();
+        Error::WalMisplaced { key, found }
+    }
+
     fn damaged(&self, source: crate::pack::Error) -> Error {
         Error::WalDamaged {
             key: self.key.clone(),
             source,
         }
-    }
-}
-
-/// A fetched file on its way to its destination, which it reaches whole: PostgreSQL must never see a part of a segment.
-/// It makes it durable itself when it keeps it (`KeepFileRestoredFromArchive`), and asks anew after a crash.
-pub(super) struct Download {
-    destination: PathBuf,
-    temporary: PathBuf,
-}
-
-impl Download {
-    pub(super) fn to(destination: &Path) -> Self {
-        let mut temporary = destination.as_os_str().to_owned();
-        temporary.push(".pgcairn.tmp");
-        Download {
-            destination: destination.to_owned(),
-            temporary: PathBuf::from(temporary),
-        }
-    }
-
-    /// The name that it has beside its destination until it is whole and checked.
-    pub(super) fn temporary(&self) -> &Path {
-        &self.temporary
-    }
-
-    /// An empty file, whatever was begun before.
-    pub(super) fn begin(&self) -> Result<File> {
-        File::create(&self.temporary).map_err(|source| self.failed(source))
-    }
-
-    pub(super) fn publish(&self) -> Result<()> {
-        fs::rename(&self.temporary, &self.destination).map_err(|source| self.failed(source))
-    }
-
-    pub(super) fn failed(&self, source: io::Error) -> Error {
-        Error::WriteFile {
-            path: self.destination.clone(),
-            source,
-        }
-    }
-}
-
-impl Drop for Download {
-    /// What did not reach its destination goes.
-    fn drop(&mut self) {
-        drop(fs::remove_file(&self.temporary));
     }
 }

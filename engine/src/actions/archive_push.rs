@@ -4,7 +4,8 @@
 //! cluster's in each; the same name with the same bytes is success, with other bytes an error, and nothing is ever
 //! overwritten. The file is sealed once; repositories are pushed to at the same time, and where one fails the others get
 //! it all the same. Where the epoch is remembered, one put and the requests that confirm the memory, at the same time,
-//! are all that a repository is asked. The file is read piece by piece: memory does not grow with the size of a segment.
+//! are all that a repository is asked. The file is read piece by piece: memory grows with what it shrinks to, and not with its
+//! own size.
 
 use std::fs::File;
 use std::io;

@@ -27,6 +27,10 @@ use crate::wal_name::{Segment, WalFile};
 
 /// Files pushed at the same time, for each that is sealed: some wait for the store while others keep the cores busy.
 const PUSHED_PER_SEALED: usize = 2;
+/// Files under way take at most this, each once in pieces and once as an object, if a single one does not take more.
+const IN_MEMORY: u64 = 512 << 20;
+/// The folders that are made for a spool: `spool-path`, and three below it.
+const SPOOL_LEVELS: usize = 4;
 const READY: &str = ".ready";
 const OK: &str = "ok";
 const ERROR: &str = "error";
@@ -166,7 +170,9 @@ fn push_all(
         threads: 1,
         ..options.archive.clone()
     };
-    let at_once = options.archive.threads.max(1) * PUSHED_PER_SEALED;
+    let largest = largest(&options.archive.pgdata, names);
+    let room = usize::try_from(IN_MEMORY / (2 * largest.max(1))).unwrap_or(usize::MAX);
+    let at_once = (options.archive.threads.max(1) * PUSHED_PER_SEALED).min(room.max(1));
     let pushed = map(at_once, names, |names, keep| {
         for (at, name) in names {
             if failed.load(Ordering::Relaxed) {
@@ -273,9 +279,12 @@ fn give_up(options: &QueueOptions, names: &[String], waiting_bytes: u64) -> Resu
         let name = |segment: Segment| segment.file_name(segment_bytes);
         write_file(&options.spool, &name(first), GAP, &name(last))?;
     }
-    File::open(&options.spool)
-        .and_then(|spool| spool.sync_all())
-        .map_err(|source| local("sync", &options.spool, source))?;
+    // The folders above may be as new as the gaps.
+    for folder in options.spool.ancestors().take(SPOOL_LEVELS) {
+        File::open(folder)
+            .and_then(|folder| folder.sync_all())
+            .map_err(|source| local("sync", folder, source))?;
+    }
     let text =
         format!("dropped: {waiting_bytes} bytes of WAL waited, more than archive-push-queue-max");
     for name in names {
@@ -352,6 +361,12 @@ fn identity(path: &Path) -> Option<String> {
     let (inode, bytes) = (found.ino(), found.len());
     let (seconds, nanoseconds) = (found.mtime(), found.mtime_nsec());
     Some(format!("{inode} {bytes} {seconds}.{nanoseconds:09}"))
+}
+
+/// The length of the largest of these files.
+fn largest(pgdata: &Path, names: &[String]) -> u64 {
+    let bytes = |name| fs::metadata(pgdata.join("pg_wal").join(name)).map_or(0, |file| file.len());
+    names.iter().map(bytes).max().unwrap_or(0)
 }
 
 /// Writes a file of the spool whole.

@@ -248,6 +248,13 @@ impl<'a> Fetcher<'a> {
         Ok(())
     }
 
+    /// Whether it is this pack alone that cannot be read.
+    fn is_lost(&self, error: &crate::repository::Error) -> bool {
+        error
+            .storage()
+            .is_some_and(|error| self.repository.is_about_one_object(error))
+    }
+
     /// Reads one copy of a chunk alone; answers what is wrong with it.
     fn read_alone(&mut self, id: &ChunkId, location: &Location) -> Result<Option<Error>> {
         let (repository, class) = (self.repository, class_of(location));
@@ -264,7 +271,7 @@ impl<'a> Fetcher<'a> {
         );
         match read {
             Ok(()) => Ok(None),
-            Err(ReadError::Fetch(error)) if error.is_about_one_object() => {
+            Err(ReadError::Fetch(error)) if self.is_lost(&error) => {
                 Ok(Some(Error::Repository(error)))
             }
             Err(ReadError::Fetch(error)) => Err(Error::Repository(error)),
@@ -286,7 +293,7 @@ impl<'a> Fetcher<'a> {
         take: &mut impl FnMut(&T, &[u8]) -> Result<()>,
         again: &mut Vec<Wanted<T>>,
     ) -> Result<()> {
-        if !error.is_about_one_object() {
+        if !self.is_lost(&error) {
             return Err(Error::Repository(error));
         }
         for (location, wanted) in group {

@@ -204,7 +204,7 @@ pub(super) fn facts_of(
             blobs: entries.into_iter().map(fact).collect(),
         })),
         Err(ReadError::Pack(damage)) => Ok(Err(damage.to_string())),
-        Err(ReadError::Fetch(error)) if error.kind.is_about_one_object() => {
+        Err(ReadError::Fetch(error)) if repository.is_about_one_object(&error) => {
             Ok(Err(with_causes(&error)))
         }
         Err(ReadError::Fetch(error)) => Err(Error::Storage(error)),

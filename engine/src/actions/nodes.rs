@@ -119,7 +119,7 @@ impl<'a> NodeReader<'a> {
                         source,
                     });
                 }
-                Err(error) if error.is_damage() || is_gone(&error) => {
+                Err(error) if error.is_damage() || self.is_gone(&error) => {
                     location = self.another(id, copy.pack, &error)?;
                     damage = Some(Box::new(error));
                 }
@@ -150,6 +150,16 @@ impl<'a> NodeReader<'a> {
         }
         self.index.mark_damaged(id, pack);
         self.locate(id)
+    }
+
+    /// Whether it is this pack that cannot be read.
+    fn is_gone(&self, error: &Error) -> bool {
+        let Error::Repository(error) = error else {
+            return false;
+        };
+        error
+            .storage()
+            .is_some_and(|error| self.repository.is_about_one_object(error))
     }
 
     /// Reads one copy of a node into the state.
@@ -250,11 +260,6 @@ impl<'a> NodeReader<'a> {
         }
         Ok((picked.begin.unwrap_or(picked.at), picked.extents))
     }
-}
-
-/// Whether it is this pack that cannot be read.
-fn is_gone(error: &Error) -> bool {
-    matches!(error, Error::Repository(error) if error.is_about_one_object())
 }
 
 struct Picked {

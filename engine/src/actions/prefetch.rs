@@ -5,27 +5,28 @@
 //!
 //! Promises: a segment is handed over only if it is this cluster's, whole, and the one of that name; whatever else is found
 //! is as good as nothing, and the repositories are asked. An absent segment leaves no trace here: that something is not
-//! there is never told from the spool. At most one queue of segments is kept, the ones that follow the last asked for.
-//! Losing the spool, at any moment, costs time. Memory does not grow with the size of a segment, but with that of the
-//! objects that are fetched at the same time.
+//! there is never told from the spool. At most one queue of segments is kept, of those that followed the last asked for when
+//! fetching began (`prefetch_queue.rs`). Losing the spool, at any moment, costs time. Memory does not grow with the size of
+//! a segment, but with that of the objects that are fetched at the same time.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::actions::archive::{ArchiveOptions, check_header};
-use crate::actions::archive_get::{self, Download, Opened, Wanted};
+use crate::actions::archive::{ArchiveOptions, archives_of, check_header};
+use crate::actions::archive_get::{self, Opened, Wanted};
+use crate::actions::download::Download;
 use crate::actions::error::{Error, Result, with_causes};
 use crate::actions::open::RepositoryPlace;
 use crate::actions::pipeline::{Pool, map, pause};
+use crate::actions::prefetch_queue::Queue;
 use crate::actions::several::refuse_none;
 use crate::cluster::control_file::{self, ControlFile};
 use crate::codec::{self, RecordKind};
@@ -213,7 +214,7 @@ impl Prefetcher<'_> {
         let Ok(after) = Segment::parse(after, segment_bytes) else {
             return Ok(0);
         };
-        let queue = Queue::after(self.options, after, segment_bytes, most);
+        let queue = Queue::after(&self.options.spool, after, segment_bytes, most);
         let at_once = usize::try_from(IN_MEMORY / u64::from(segment_bytes)).unwrap_or(usize::MAX);
         let threads = self.options.archive.threads.max(1) * FETCHED_PER_DECODED;
         let threads = threads.min(at_once.max(1));
@@ -226,7 +227,7 @@ impl Prefetcher<'_> {
             }
             Ok(())
         })?;
-        Ok(queue.lock().fetched)
+        Ok(queue.fetched())
     }
 
     /// Fetches one segment into the spool; `false` if none of the repositories has it now.
@@ -236,7 +237,10 @@ impl Prefetcher<'_> {
         let bytes = u64::from(self.control.wal_segment_bytes);
         // Room is made first: on a full disk nothing is fetched in vain.
         let file = reserve(&temporary, bytes).map_err(|error| {
-            drop(fs::remove_file(&temporary));
+            // One that is there already is somebody else's.
+            if error.kind() != ErrorKind::AlreadyExists {
+                drop(fs::remove_file(&temporary));
+            }
             failed("make room for", &temporary, error)
         })?;
         let fetched = self.fetch_into(name, &file);
@@ -256,7 +260,12 @@ impl Prefetcher<'_> {
             kind: WalFile::Segment,
         };
         for from in self.opened {
-            for epoch in &from.epochs {
+            for epoch in archives_of(
+                &from.repository,
+                &self.options.archive.stanza,
+                &from.epochs,
+                name,
+            )? {
                 match self.download(&wanted, (from, epoch), file) {
                     Ok(Some(pieces)) => {
                         return self.name(name, (from, epoch), pieces).map(|()| true);
@@ -292,7 +301,8 @@ impl Prefetcher<'_> {
         let object = stored.open()?;
         // With the header not checked. Whoever asks for it shall see for himself.
         if object.file_bytes != u64::from(self.control.wal_segment_bytes) {
-            return Ok(None);
+            let found = format!("it has {} bytes, which no segment has", object.file_bytes);
+            return Err(stored.misplaced(found));
         }
         let mut pieces = Vec::with_capacity(object.pieces());
         self.decoders.with(|decoder| {
@@ -328,101 +338,6 @@ impl Prefetcher<'_> {
     }
 }
 
-/// The segments to be fetched, one after the other, as long as there is room for them in the spool.
-struct Queue<'a> {
-    options: &'a PrefetchOptions,
-    segment_bytes: u32,
-    most: usize,
-    state: Mutex<QueueState>,
-    changed: Condvar,
-}
-
-struct QueueState {
-    last: Segment,
-    /// Segments that were seen to lie in the spool, or were put there.
-    spooled: Vec<String>,
-    /// How many are being fetched.
-    coming: usize,
-    fetched: u64,
-    /// One could not be had.
-    ended: bool,
-}
-
-/// A segment that somebody fetches; the others hear of it when he is done.
-struct Turn<'a> {
-    queue: &'a Queue<'a>,
-    name: String,
-    spooled: bool,
-}
-
-impl<'a> Queue<'a> {
-    fn after(options: &'a PrefetchOptions, last: Segment, segment_bytes: u32, most: usize) -> Self {
-        let state = QueueState {
-            last,
-            spooled: Vec::new(),
-            coming: 0,
-            fetched: 0,
-            ended: false,
-        };
-        Queue {
-            options,
-            segment_bytes,
-            most,
-            state: Mutex::new(state),
-            changed: Condvar::new(),
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, QueueState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The next segment; `None` when the queue is full and nothing is on its way, or when it has ended. Segments are taken
-    /// meanwhile, so who finds it full looks again when another segment is there.
-    fn next(&self) -> Option<Turn<'_>> {
-        let mut state = self.lock();
-        while !state.ended {
-            let there = |name: &String| self.options.spool.join(name).exists();
-            state.spooled.retain(there);
-            if state.spooled.len() + state.coming < self.most {
-                state.last.number += 1;
-                let name = state.last.file_name(self.segment_bytes);
-                if there(&name) {
-                    state.spooled.push(name);
-                    continue;
-                }
-                state.coming += 1;
-                return Some(Turn {
-                    queue: self,
-                    name,
-                    spooled: false,
-                });
-            }
-            if state.coming == 0 {
-                return None;
-            }
-            let waited = self.changed.wait(state);
-            state = waited.unwrap_or_else(PoisonError::into_inner);
-        }
-        None
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        let mut state = self.queue.lock();
-        state.coming -= 1;
-        if self.spooled {
-            state.spooled.push(std::mem::take(&mut self.name));
-            state.fetched += 1;
-        } else {
-            state.ended = true;
-        }
-        drop(state);
-        self.queue.changed.notify_all();
-    }
-}
-
 /// Makes a file with room for so many bytes; it must not be there.
 fn reserve(path: &Path, bytes: u64) -> io::Result<File> {
     let file = File::create_new(path)?;
@@ -439,16 +354,15 @@ fn hand_over(options: &PrefetchOptions, name: &str, destination: &Path) -> Resul
     let path = options.spool.join(name);
     let check = check_of(options, name);
     let download = Download::to(destination);
-    match fs::rename(&path, download.temporary()) {
-        Ok(()) => checked(options, name, check, download.temporary(), |_| Ok(()))?,
-        Err(error) if error.kind() == ErrorKind::CrossesDevices => {
-            let mut file = download.begin()?;
-            checked(options, name, check, &path, |block| {
-                file.write_all(block)
-                    .map_err(|source| download.failed(source))
-            })?;
-        }
-        Err(source) => return Err(download.failed(source)),
+    if let Some(taken) = download.take(&path)? {
+        checked(options, name, check, (taken, &path), |_| Ok(()))?;
+    } else {
+        let spooled = File::open(&path).map_err(|source| unreadable(&path, source))?;
+        let mut file = download.begin()?;
+        checked(options, name, check, (&spooled, &path), |block| {
+            file.write_all(block)
+                .map_err(|source| download.failed(source))
+        })?;
     }
     download.publish()
 }
@@ -458,7 +372,7 @@ fn checked(
     options: &PrefetchOptions,
     name: &str,
     check: Option<(RepositoryId, Check)>,
-    path: &Path,
+    (file, path): (&File, &Path),
     mut take: impl FnMut(&[u8]) -> Result<()>,
 ) -> Result<()> {
     let control = control_file::read(&options.archive.pgdata).map_err(Error::Cluster)?;
@@ -472,17 +386,13 @@ fn checked(
     if check.system_id != control.system_id || check.version != control.version {
         return Err(unfit("it is of another cluster"));
     }
-    let read = |source| Error::ReadFile {
-        path: path.to_owned(),
-        source,
-    };
-    let mut file = File::open(path).map_err(read)?;
+    let read = |source| unreadable(path, source);
     let bytes = file.metadata().map_err(read)?.len();
     if bytes != check.bytes || bytes != u64::from(control.wal_segment_bytes) {
         return Err(unfit("it has another length than a segment"));
     }
     let mut head_is_right = !options.archive.header_check;
-    let pieces = ids_of_pieces(&mut file, bytes, read, |block| {
+    let pieces = ids_of_pieces(file, bytes, read, |block| {
         if !head_is_right {
             let cluster = (control.system_id, control.version);
             check_header(block, bytes, name, cluster, |found| unfit(&found))?;
@@ -498,7 +408,7 @@ fn checked(
 
 /// Reads a segment of so many bytes, hands its blocks to `take`, and names its pieces.
 fn ids_of_pieces(
-    file: &mut File,
+    mut file: &File,
     bytes: u64,
     failed: impl Fn(io::Error) -> Error,
     mut take: impl FnMut(&[u8]) -> Result<()>,
@@ -587,6 +497,13 @@ fn remove(path: &Path) {
 
 fn beside(path: &Path, kind: &str) -> PathBuf {
     path.with_extension(kind)
+}
+
+fn unreadable(path: &Path, source: io::Error) -> Error {
+    Error::ReadFile {
+        path: path.to_owned(),
+        source,
+    }
 }
 
 fn failed(doing: &'static str, path: &Path, source: io::Error) -> Error {

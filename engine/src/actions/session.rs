@@ -17,7 +17,7 @@ use crate::monitor::{Monitor, Problem};
 use crate::repository::gc_log::{self, GcState};
 use crate::repository::quarantine::Finding;
 use crate::repository::run::{self, Announcement, Role};
-use crate::repository::{Repository, quarantine};
+use crate::repository::{self, Repository, quarantine};
 
 /// Seconds between two beats.
 pub(super) const BEAT_SECONDS: u64 = 600;
@@ -38,8 +38,8 @@ pub(super) struct Session<'a> {
     pub(super) gc: GcState,
     /// It could not be read, and nobody but readers goes on without.
     pub(super) gc_is_damaged: bool,
-    /// The repository may be written to, and was.
-    announced: bool,
+    /// Why there is no announcement: the repository may not be written to.
+    denied: Option<repository::Error>,
     lock: RunLock,
 }
 
@@ -70,14 +70,14 @@ pub(super) fn announce<'a>(
         now_ms,
         gc: GcState::default(),
         gc_is_damaged: false,
-        announced: true,
+        denied: None,
         lock,
     };
     match run::announce(repository, &session.role, run, &announcement) {
         Ok(()) => Ok(session),
         // Better a restore that a prune of this moment may disturb than none.
         Err(error) if session.only_reads() && error.is_denied() => Ok(Session {
-            announced: false,
+            denied: Some(error),
             ..session
         }),
         Err(error) => {
@@ -99,11 +99,13 @@ pub(super) fn present<T>(
     body: impl FnOnce(&Session<'_>) -> Result<T>,
 ) -> Result<T> {
     let mut session = announce(repository, role, cache, host, now_ms)?;
-    if !session.announced {
+    if let Some(denied) = &session.denied {
         monitor.problem(&Problem {
             object: repository.storage.describe(),
-            message: "may not be written to, so that nobody sees this run; a prune elsewhere may delete what it reads"
-                .to_owned(),
+            message: format!(
+                "may not be written to, so that nobody sees this run; a prune elsewhere may delete what it reads: {}",
+                with_causes(denied)
+            ),
         });
     }
     let read = match session.read_gc() {
@@ -141,7 +143,7 @@ impl Session<'_> {
     /// Reads the gc log and publishes how far.
     pub(super) fn read_gc(&mut self) -> Result<()> {
         self.gc = gc_log::read(self.repository).map_err(Error::Repository)?;
-        if !self.announced {
+        if self.denied.is_some() {
             return Ok(());
         }
         run::publish_gc_seen(self.repository, &self.role, self.run, self.gc.newest)
@@ -180,7 +182,7 @@ impl Session<'_> {
 
     /// Says that the run is alive; `k` counts from 2.
     pub(super) fn beat(&self, k: u32) -> Result<()> {
-        if !self.announced {
+        if self.denied.is_some() {
             return Ok(());
         }
         run::beat(self.repository, &self.role, self.run, k).map_err(Error::Repository)
@@ -188,7 +190,7 @@ impl Session<'_> {
 
     /// Takes the announcement back.
     pub(super) fn withdraw(&self) -> Result<()> {
-        if self.announced {
+        if self.denied.is_none() {
             run::withdraw(self.repository, &self.role, self.run).map_err(Error::Repository)?;
         }
         self.lock.remove();

@@ -20,8 +20,8 @@ use crate::actions::session::{Session, present};
 use crate::actions::stanza::epochs_of;
 use crate::actions::verify_packs::PackVerifier;
 use crate::actions::verify_tree::{Losses, TreeVerifier};
-use crate::actions::verify_wal::{ArchiveVerifier, VerifiedArchive};
-use crate::actions::wal_window::{TimelineWindow, Windows, first_missing};
+use crate::actions::verify_wal::{ArchiveVerifier, VerifiedArchive, first_missing};
+use crate::actions::wal_window::TimelineWindow;
 use crate::cluster::control_file;
 use crate::ids::PackId;
 use crate::monitor::{Counter, Monitor, Stage, Tally};
@@ -400,13 +400,17 @@ impl Verify<'_> {
         };
         let bytes = manifest.wal_segment_bytes;
         let missing = if self.options.set.is_some() {
+            let names: Vec<String> = own.iter().map(Epoch::name).collect();
             let archive = self.archive(stanza, newest);
-            archive.first_missing(&own, (first, last), bytes)?
+            archive.first_missing(&names, (first, last), bytes)?
         } else {
-            let own = archives.iter().filter(|(epoch, _)| own.contains(epoch));
-            let windows = own.filter_map(|(_, archive)| archive.windows.get(&bytes));
-            let windows: Vec<&Windows> = windows.collect();
-            first_missing(&windows, first, last).map(|missing| missing.file_name(bytes))
+            // As they were read: the oldest first.
+            let own = archives
+                .iter()
+                .rev()
+                .filter(|(epoch, _)| own.contains(epoch));
+            let own: Vec<&VerifiedArchive> = own.map(|(_, archive)| archive).collect();
+            first_missing(&own, (first, last), bytes).map(|missing| missing.file_name(bytes))
         };
         if let Some(missing) = missing {
             backup.losses.add(format!(

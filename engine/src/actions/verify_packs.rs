@@ -21,8 +21,8 @@ use crate::monitor::{Counter, Monitor, Tally};
 use crate::pack;
 use crate::pack::reader::{Opener, framed, parse_footer, read_footer};
 use crate::repository::layout::{self, PackClass};
-use crate::repository::packs;
 use crate::repository::segment::{self, Fact, PackFacts};
+use crate::repository::{self, packs};
 use crate::storage::{ErrorKind, Key};
 
 /// Packs that are fetched at once from a store that is a round trip away, at least.
@@ -212,7 +212,7 @@ impl<'a> PackVerifier<'a> {
         match segment::get(self.session.repository, &parsed) {
             Ok(segment) => Ok(segment.packs),
             Err(error) if error.is_not_found() => Ok(Vec::new()),
-            Err(error) if error.is_damage() || error.is_about_one_object() => {
+            Err(error) if error.is_damage() || self.is_lost(&error) => {
                 let message = format!(
                     "{}; nothing is lost by it: the packs say the same",
                     with_causes(&error)
@@ -300,7 +300,7 @@ impl<'a> PackVerifier<'a> {
         pack.resize(usize::try_from(job.bytes).unwrap_or(0), 0);
         let error = match packs::get_range(repository, job.class, job.pack, 0, pack) {
             Ok(()) => return Ok(()),
-            Err(error) if !error.is_about_one_object() => return Err(Error::Repository(error)),
+            Err(error) if !self.is_lost(&error) => return Err(Error::Repository(error)),
             Err(error) => error,
         };
         if error.storage_kind() != Some(ErrorKind::Other) {
@@ -311,11 +311,19 @@ impl<'a> PackVerifier<'a> {
         for (at, window) in (0..).step_by(WINDOW).zip(pack.chunks_mut(WINDOW)) {
             match packs::get_range(repository, job.class, job.pack, at, window) {
                 Ok(()) => {}
-                Err(error) if error.is_about_one_object() => window.fill(0),
+                Err(error) if self.is_lost(&error) => window.fill(0),
                 Err(error) => return Err(Error::Repository(error)),
             }
         }
         Ok(())
+    }
+
+    /// Whether it is this object alone that cannot be read.
+    fn is_lost(&self, error: &repository::Error) -> bool {
+        let repository = self.session.repository;
+        error
+            .storage()
+            .is_some_and(|error| repository.is_about_one_object(error))
     }
 
     /// Tells what two readings found, and hides what both found damaged.

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::actions::archive::check_header;
+use crate::actions::archive::{archives_of, check_header};
 use crate::actions::error::{Error, Result, with_causes};
 use crate::actions::findings::Findings;
 use crate::actions::pipeline::map;
@@ -57,6 +57,8 @@ pub(super) struct VerifiedArchive {
     pub(super) histories: Vec<(Timeline, Vec<Ancestor>)>,
     /// Timelines whose history file is damaged.
     damaged_histories: Vec<Timeline>,
+    /// The first segment of each timeline, whole or not.
+    begins: BTreeMap<Timeline, String>,
 }
 
 /// What one file is.
@@ -86,6 +88,7 @@ impl ArchiveVerifier<'_> {
             gaps: Vec::new(),
             histories: Vec::new(),
             damaged_histories: Vec::new(),
+            begins: BTreeMap::new(),
         };
         let epoch = self.epoch.name();
         let mut after: Option<Key> = None;
@@ -101,6 +104,7 @@ impl ArchiveVerifier<'_> {
                     archive.files += 1;
                     archive.bytes += object.bytes;
                 }
+                archive.note_begin(&object.key);
                 archive.take(seen);
             }
         }
@@ -112,7 +116,7 @@ impl ArchiveVerifier<'_> {
     /// the cluster's `epochs`. No others are read.
     pub(super) fn first_missing(
         &self,
-        epochs: &[Epoch],
+        epochs: &[String],
         (first, last): (Segment, u64),
         segment_bytes: u32,
     ) -> Result<Option<String>> {
@@ -137,11 +141,11 @@ impl ArchiveVerifier<'_> {
         Ok(None)
     }
 
-    /// A segment as it is listed, in the newest of these epochs that has it.
-    fn object(&self, epochs: &[Epoch], name: &str) -> Result<Option<Object>> {
-        for epoch in epochs.iter().map(Epoch::name) {
-            let key = layout::wal(self.stanza, &epoch, name).map_err(Error::Repository)?;
-            let found = wal::present(self.repository, self.stanza, &epoch, name)
+    /// A segment as it is listed, in the newest of these archives that has it.
+    fn object(&self, epochs: &[String], name: &str) -> Result<Option<Object>> {
+        for epoch in archives_of(self.repository, self.stanza, epochs, name)? {
+            let key = layout::wal(self.stanza, epoch, name).map_err(Error::Repository)?;
+            let found = wal::present(self.repository, self.stanza, epoch, name)
                 .map_err(Error::Repository)?;
             if let Some(bytes) = found {
                 let modified_ms = 0;
@@ -197,7 +201,7 @@ impl ArchiveVerifier<'_> {
             return match wal::gap(self.repository, key) {
                 Ok(gap) => Ok(Ok(Seen::Gap(gap))),
                 Err(error) if error.is_not_found() => Ok(Ok(Seen::Absent)),
-                Err(error) if error.is_damage() || error.is_about_one_object() => {
+                Err(error) if error.is_damage() || self.is_lost(error.storage()) => {
                     Ok(Err(with_causes(&error)))
                 }
                 Err(error) => Err(Error::Repository(error)),
@@ -217,9 +221,14 @@ impl ArchiveVerifier<'_> {
             Ok(object) => Ok(self.judge(name, kind, &object)),
             // It was removed since it was listed.
             Err(error) if error.kind == storage::ErrorKind::NotFound => Ok(Ok(Seen::Absent)),
-            Err(error) if error.kind.is_about_one_object() => Ok(Err(with_causes(&error))),
+            Err(error) if self.is_lost(Some(&error)) => Ok(Err(with_causes(&error))),
             Err(error) => Err(Error::Storage(error)),
         }
+    }
+
+    /// Whether it is this file alone that cannot be read.
+    fn is_lost(&self, error: Option<&storage::Error>) -> bool {
+        error.is_some_and(|error| self.repository.is_about_one_object(error))
     }
 
     fn judge(&self, name: &str, kind: WalFile, object: &[u8]) -> std::result::Result<Seen, String> {
@@ -278,7 +287,53 @@ impl ArchiveVerifier<'_> {
     }
 }
 
+/// Of a timeline's segments from `first` to the one of number `last`, the first that is not there and whole in the archives
+/// of a cluster's epochs, the newest first. What an older one has from where a newer one begins is another history.
+pub(super) fn first_missing(
+    archives: &[&VerifiedArchive],
+    (first, last): (Segment, u64),
+    segment_bytes: u32,
+) -> Option<Segment> {
+    let mut at = first;
+    while at.number <= last {
+        let mut limit = u64::MAX;
+        let end = archives.iter().find_map(|archive| {
+            if at.number >= limit {
+                return None;
+            }
+            let windows = archive.windows.get(&segment_bytes);
+            let end = windows.and_then(|windows| windows.end_of_run(at));
+            let found = end.map(|end| end.min(limit - 1));
+            limit = limit.min(archive.begin(at.timeline, segment_bytes));
+            found
+        });
+        let Some(end) = end else {
+            return Some(at);
+        };
+        at.number = end + 1;
+    }
+    None
+}
+
 impl VerifiedArchive {
+    fn note_begin(&mut self, key: &Key) {
+        let name = layout::parse_wal_file(key.as_str()).unwrap_or_default();
+        if let (Ok(WalFile::Segment), Ok(timeline)) =
+            (WalFile::of(name), Timeline::of_wal_file(name))
+        {
+            self.begins
+                .entry(timeline)
+                .or_insert_with(|| name.to_owned());
+        }
+    }
+
+    /// The number of the first segment of a timeline; of none that there is, if it has none.
+    fn begin(&self, timeline: Timeline, segment_bytes: u32) -> u64 {
+        let name = self.begins.get(&timeline);
+        let parsed = name.and_then(|name| Segment::parse(name, segment_bytes).ok());
+        parsed.map_or(u64::MAX, |segment| segment.number)
+    }
+
     fn take(&mut self, seen: Seen) {
         match seen {
             Seen::Segment {
@@ -308,5 +363,67 @@ fn damaged(key: &Key) -> Seen {
     match (WalFile::of(name), Timeline::of_wal_file(name)) {
         (Ok(WalFile::History), Ok(timeline)) => Seen::DamagedHistory(timeline),
         _ => Seen::Damaged,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SEGMENT: u32 = 16 << 20;
+
+    fn segment(number: u64) -> Segment {
+        let timeline = Timeline(1);
+        Segment { timeline, number }
+    }
+
+    /// An archive with these segments, all of them whole but the first `damaged`.
+    fn archive(numbers: &[u64], damaged: usize) -> VerifiedArchive {
+        let mut archive = VerifiedArchive {
+            files: 0,
+            bytes: 0,
+            windows: BTreeMap::new(),
+            gaps: Vec::new(),
+            histories: Vec::new(),
+            damaged_histories: Vec::new(),
+            begins: BTreeMap::new(),
+        };
+        for (at, number) in numbers.iter().enumerate() {
+            let name = segment(*number).file_name(SEGMENT);
+            archive.note_begin(&layout::wal("main", "15-1", &name).unwrap());
+            let segment_bytes = SEGMENT;
+            archive.take(if at < damaged {
+                Seen::Damaged
+            } else {
+                Seen::Segment {
+                    name,
+                    segment_bytes,
+                }
+            });
+        }
+        archive
+    }
+
+    #[test]
+    fn the_first_segment_that_is_missing_is_found_over_several_archives() {
+        let older = archive(&[3, 4, 5, 6, 7, 8], 0);
+        let newer = archive(&[6, 7, 9], 0);
+        let missing = |archives: &[&VerifiedArchive], first, last| {
+            let found = first_missing(archives, (segment(first), last), SEGMENT);
+            found.map(|segment| segment.number)
+        };
+        assert_eq!(missing(&[&older], 3, 8), None);
+        assert_eq!(missing(&[&older], 2, 4), Some(2));
+        assert_eq!(missing(&[&older], 7, 9), Some(9));
+        assert_eq!(missing(&[&newer, &older], 3, 7), None);
+        assert_eq!(
+            missing(&[&newer, &older], 3, 9),
+            Some(8),
+            "8 was left behind"
+        );
+        assert_eq!(missing(&[&newer], 3, 9), Some(3));
+        // A damaged one is not replaced by one of the same name.
+        assert_eq!(missing(&[&archive(&[6, 7, 9], 1), &older], 5, 7), Some(6));
+        assert_eq!(missing(&[&archive(&[], 0), &older], 3, 8), None);
     }
 }

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::actions::archive::{decode, key_of};
+use crate::actions::archive::{archives_of, decode, key_of};
 use crate::actions::error::{Error, Result};
 use crate::cluster::timeline_history::{self, Ancestor};
 use crate::repository::Repository;
@@ -29,7 +29,7 @@ pub enum TimelineGoal {
 pub(super) struct Archives<'a> {
     pub(super) repository: &'a Repository,
     pub(super) stanza: &'a str,
-    /// The names of the epochs, the newest first; what is in several archives is taken from the newest.
+    /// The names of the epochs, the newest first.
     pub(super) epochs: Vec<String>,
 }
 
@@ -170,10 +170,12 @@ impl Archives<'_> {
         }
         let name = file_name(stretch.timeline, next, segment_bytes);
         let mut gap = None;
-        for epoch in &self.epochs {
-            let covering = wal::gap_covering(self.repository, self.stanza, epoch, &name)
+        for epoch in archives_of(self.repository, self.stanza, &self.epochs, &name)? {
+            gap = wal::gap_covering(self.repository, self.stanza, epoch, &name)
                 .map_err(Error::Repository)?;
-            gap = gap.or(covering);
+            if gap.is_some() {
+                break;
+            }
         }
         let dropped = gap.map(|gap| {
             format!(
@@ -216,7 +218,14 @@ impl Archives<'_> {
             Some((number, archived))
         };
         let mut found = BTreeMap::new();
-        for epoch in self.epochs.iter().rev() {
+        for (at, epoch) in self.epochs.iter().enumerate().rev() {
+            // What an older epoch has from where this one begins is another history.
+            if at + 1 < self.epochs.len()
+                && let Some(begin) = wal::first(self.repository, stanza, epoch, timeline)
+                    .map_err(Error::Repository)?
+            {
+                found.retain(|_, archived: &mut Archived| archived.name < begin);
+            }
             let after = after.as_deref();
             let listed = wal::segments(self.repository, stanza, epoch, timeline, after)
                 .map_err(Error::Repository)?;

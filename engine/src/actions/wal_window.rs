@@ -36,19 +36,6 @@ pub(super) fn windows(contents: &Contents, segment_bytes: u32) -> Vec<TimelineWi
     windows.tell(&contents.gaps, &[])
 }
 
-/// Of a timeline's segments from `first` to the one of number `last`, the first that is in none of these.
-pub(super) fn first_missing(windows: &[&Windows], first: Segment, last: u64) -> Option<Segment> {
-    let mut at = first;
-    while at.number <= last {
-        let ends = windows.iter().filter_map(|windows| windows.end_of_run(at));
-        let Some(end) = ends.max() else {
-            return Some(at);
-        };
-        at.number = end + 1;
-    }
-    None
-}
-
 /// The first and the last of consecutive segments, by number.
 type Run = (u64, u64);
 
@@ -87,7 +74,7 @@ impl Windows {
     }
 
     /// The end of the run that a segment lies in.
-    fn end_of_run(&self, segment: Segment) -> Option<u64> {
+    pub(super) fn end_of_run(&self, segment: Segment) -> Option<u64> {
         let mut runs = self.runs(segment.timeline).iter();
         let run = runs.find(|(begin, end)| (*begin..=*end).contains(&segment.number));
         run.map(|(_, end)| *end)
@@ -267,33 +254,6 @@ mod tests {
             gap("x".to_owned(), name(1, 9)),
         ];
         assert_eq!(windows.tell(&senseless, &[])[0].missing, []);
-    }
-
-    #[test]
-    fn the_first_missing_segment_of_a_range_is_found() {
-        let mut windows = Windows::new(SEGMENT);
-        for number in [3, 4, 6] {
-            windows.add(&name(1, number));
-        }
-        let mut more = Windows::new(SEGMENT);
-        for number in [4, 9, 10] {
-            more.add(&name(1, number));
-        }
-        let missing = |timeline, first, last| {
-            let first = Segment {
-                timeline: Timeline(timeline),
-                number: first,
-            };
-            first_missing(&[&windows, &more], first, last).map(|segment| segment.number)
-        };
-        assert_eq!(missing(1, 3, 4), None);
-        assert_eq!(missing(1, 4, 4), None);
-        assert_eq!(missing(1, 3, 6), Some(5));
-        assert_eq!(missing(1, 2, 4), Some(2));
-        assert_eq!(missing(1, 6, 8), Some(7));
-        assert_eq!(missing(1, 9, 10), None);
-        assert_eq!(missing(1, 3, 10), Some(5));
-        assert_eq!(missing(2, 3, 3), Some(3));
     }
 
     #[test]

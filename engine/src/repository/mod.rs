@@ -44,6 +44,20 @@ pub struct Repository {
     pub id: RepositoryId,
 }
 
+impl Repository {
+    /// Whether, of a read that failed so, it is this object alone that cannot be read: it is gone, cut, forbidden, or lies on
+    /// a bad place of the disk. A store that forbids or fails everything does so with the configuration too.
+    pub fn is_about_one_object(&self, error: &storage::Error) -> bool {
+        match error.kind {
+            ErrorKind::NotFound | ErrorKind::Truncated => true,
+            ErrorKind::Unreachable => false,
+            _ => [layout::config(), layout::config_copy()]
+                .iter()
+                .any(|key| self.storage.get(key).is_ok()),
+        }
+    }
+}
+
 /// Why the repository did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -152,12 +166,17 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    /// The kind of storage failure behind this error, if one is.
-    pub fn storage_kind(&self) -> Option<ErrorKind> {
+    /// The storage failure behind this error, if one is.
+    pub fn storage(&self) -> Option<&storage::Error> {
         match self {
-            Error::Storage { source } | Error::OutcomeUnknown { source, .. } => Some(source.kind),
+            Error::Storage { source } | Error::OutcomeUnknown { source, .. } => Some(source),
             _ => None,
         }
+    }
+
+    /// The kind of storage failure behind this error, if one is.
+    pub fn storage_kind(&self) -> Option<ErrorKind> {
+        self.storage().map(|source| source.kind)
     }
 
     /// Whether an object that was asked for is not there.
@@ -168,12 +187,6 @@ impl Error {
     /// Whether the storage forbids it.
     pub fn is_denied(&self) -> bool {
         self.storage_kind() == Some(ErrorKind::Denied)
-    }
-
-    /// Whether it is one object that cannot be read, as opposed to a store that cannot be asked.
-    pub fn is_about_one_object(&self) -> bool {
-        self.storage_kind()
-            .is_some_and(ErrorKind::is_about_one_object)
     }
 
     /// Whether a record is there but spoilt, as opposed to one that a newer program wrote.

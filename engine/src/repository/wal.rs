@@ -106,6 +106,17 @@ pub fn segments(
     segments_after(repository, stanza, epoch, timeline, after, usize::MAX)
 }
 
+/// The first segment of a timeline.
+pub fn first(
+    repository: &Repository,
+    stanza: &str,
+    epoch: &str,
+    timeline: Timeline,
+) -> Result<Option<String>> {
+    let found = segments_after(repository, stanza, epoch, timeline, None, 1)?;
+    Ok(found.into_iter().next().map(|segment| segment.name))
+}
+
 /// The first segment of a timeline behind segment `after`.
 pub fn first_after(
     repository: &Repository,

@@ -94,14 +94,6 @@ pub enum ErrorKind {
     Other,
 }
 
-impl ErrorKind {
-    /// Whether, of a read that failed so, another object may be read all the same: one is gone, cut, forbidden or lies on a
-    /// bad place of the disk.
-    pub fn is_about_one_object(self) -> bool {
-        !matches!(self, ErrorKind::Unreachable)
-    }
-}
-
 impl fmt::Display for ErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
