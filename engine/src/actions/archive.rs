@@ -61,24 +61,20 @@ pub(super) fn archives_of<'e>(
     epochs: &'e [String],
     name: &str,
 ) -> Result<&'e [String]> {
-    let segment = name.get(..24).zip(Timeline::of_wal_file(name).ok());
-    let mut count = epochs.len().min(1);
-    while let (true, Some(newer), Some((segment, timeline))) =
-        (count < epochs.len(), epochs.get(count - 1), segment)
-    {
-        let begin = wal::first(repository, stanza, newer, timeline).map_err(Error::Repository)?;
-        if begin.is_some_and(|begin| begin.as_str() <= segment) {
-            break;
-        }
-        count += 1;
-    }
-    // A history file has no segment in its name, and is the same wherever it is.
-    let count = if segment.is_none() {
-        epochs.len()
-    } else {
-        count
+    let (Some(segment), Ok(timeline)) = (name.get(..24), Timeline::of_wal_file(name)) else {
+        // A history file has no segment in its name, and is the same wherever it is.
+        return Ok(epochs);
     };
-    Ok(epochs.get(..count).unwrap_or_default())
+    let [newer @ .., _oldest] = epochs else {
+        return Ok(epochs);
+    };
+    for (at, epoch) in newer.iter().enumerate() {
+        let begin = wal::first(repository, stanza, epoch, timeline).map_err(Error::Repository)?;
+        if begin.is_some_and(|begin| begin.as_str() <= segment) {
+            return Ok(epochs.get(..=at).unwrap_or_default());
+        }
+    }
+    Ok(epochs)
 }
 
 /// Checks by its header that a segment of `bytes` is what its name says, and of the cluster with this system identifier

@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::actions::error::{Error, Result, with_causes};
 use crate::actions::known::{Known, Scope, bring_up_to_date, unindexed, widen};
 use crate::actions::session::Session;
-use crate::ids::{BlobKind, ChunkId, Location, Namer, PackId};
+use crate::ids::{ChunkId, Location, Namer, PackId};
 use crate::monitor::{Counter, Tally};
 use crate::pack::format::FRAME_BYTES;
 use crate::pack::reader::{Opener, ReadError, read_blob};
@@ -83,11 +83,9 @@ impl<'a> Locator<'a> {
         {
             let index = &self.known.index;
             let rest = widened.as_deref().unwrap_or_default();
-            let copies = rest.get(rest.partition_point(|(other, _)| other < id)..);
-            let mut copies = copies.into_iter().flatten();
-            let copies = copies.by_ref().take_while(|(other, _)| other == id);
-            let mut usable = copies.filter(|(_, copy)| !index.is_lost(id, copy.pack));
-            *location = match usable.next() {
+            let from = rest.partition_point(|(other, _)| other < id);
+            let mut copies = rest.iter().skip(from).take_while(|(other, _)| other == id);
+            *location = match copies.find(|(_, copy)| !index.is_lost(id, copy.pack)) {
                 Some((_, copy)) => Some(*copy),
                 None => index.last_resort(id).map_err(Error::Index)?,
             };
@@ -212,7 +210,7 @@ impl<'a> Fetcher<'a> {
             return Ok(());
         };
         let (pack, start) = (first.pack, u64::from(first.offset));
-        let class = class_of(first);
+        let class = PackClass::of(first.kind);
         self.stored
             .resize(usize::try_from(end_of(last) - start).unwrap_or(0), 0);
         let read = packs::get_range(self.repository, class, pack, start, &mut self.stored);
@@ -248,16 +246,9 @@ impl<'a> Fetcher<'a> {
         Ok(())
     }
 
-    /// Whether it is this pack alone that cannot be read.
-    fn is_lost(&self, error: &crate::repository::Error) -> bool {
-        error
-            .storage()
-            .is_some_and(|error| self.repository.is_about_one_object(error))
-    }
-
     /// Reads one copy of a chunk alone; answers what is wrong with it.
     fn read_alone(&mut self, id: &ChunkId, location: &Location) -> Result<Option<Error>> {
-        let (repository, class) = (self.repository, class_of(location));
+        let (repository, class) = (self.repository, PackClass::of(location.kind));
         let mut fetch = |offset, buffer: &mut [u8]| {
             packs::get_range(repository, class, location.pack, offset, buffer)
         };
@@ -271,7 +262,7 @@ impl<'a> Fetcher<'a> {
         );
         match read {
             Ok(()) => Ok(None),
-            Err(ReadError::Fetch(error)) if self.is_lost(&error) => {
+            Err(ReadError::Fetch(error)) if repository.is_about_one_object(error.storage()) => {
                 Ok(Some(Error::Repository(error)))
             }
             Err(ReadError::Fetch(error)) => Err(Error::Repository(error)),
@@ -293,7 +284,7 @@ impl<'a> Fetcher<'a> {
         take: &mut impl FnMut(&T, &[u8]) -> Result<()>,
         again: &mut Vec<Wanted<T>>,
     ) -> Result<()> {
-        if !self.is_lost(&error) {
+        if !self.repository.is_about_one_object(error.storage()) {
             return Err(Error::Repository(error));
         }
         for (location, wanted) in group {
@@ -323,14 +314,6 @@ impl<'a> Fetcher<'a> {
             needed_by: name(&wanted.purpose),
             source: Some(Box::new(damage)),
         })
-    }
-}
-
-fn class_of(location: &Location) -> PackClass {
-    if location.kind == BlobKind::Node {
-        PackClass::Meta
-    } else {
-        PackClass::Data
     }
 }
 

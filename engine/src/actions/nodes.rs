@@ -154,12 +154,7 @@ impl<'a> NodeReader<'a> {
 
     /// Whether it is this pack that cannot be read.
     fn is_gone(&self, error: &Error) -> bool {
-        let Error::Repository(error) = error else {
-            return false;
-        };
-        error
-            .storage()
-            .is_some_and(|error| self.repository.is_about_one_object(error))
+        matches!(error, Error::Repository(error) if self.repository.is_about_one_object(error.storage()))
     }
 
     /// Reads one copy of a node into the state.

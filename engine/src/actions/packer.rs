@@ -120,9 +120,10 @@ impl<'a> Packer<'a> {
             });
         }
         self.claims.fulfil(&id, stored_bytes);
-        let (class, open, target) = match kind {
-            BlobKind::Node => (PackClass::Meta, &self.meta, META_PACK_TARGET),
-            BlobKind::Data | BlobKind::Wal => (PackClass::Data, &self.data, DATA_PACK_TARGET),
+        let class = PackClass::of(kind);
+        let (open, target) = match class {
+            PackClass::Meta => (&self.meta, META_PACK_TARGET),
+            PackClass::Data => (&self.data, DATA_PACK_TARGET),
         };
         let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(writer) =

@@ -16,13 +16,13 @@ use crate::actions::findings::Findings;
 use crate::actions::known::{Known, Scope, fact, segment_keys};
 use crate::actions::pipeline::{Inlet, Outlet, run_jobs};
 use crate::actions::session::Session;
-use crate::ids::{BlobKind, Namer, PackId};
+use crate::ids::{Namer, PackId};
 use crate::monitor::{Counter, Monitor, Tally};
 use crate::pack;
 use crate::pack::reader::{Opener, framed, parse_footer, read_footer};
 use crate::repository::layout::{self, PackClass};
+use crate::repository::packs;
 use crate::repository::segment::{self, Fact, PackFacts};
-use crate::repository::{self, packs};
 use crate::storage::{ErrorKind, Key};
 
 /// Packs that are fetched at once from a store that is a round trip away, at least.
@@ -209,10 +209,11 @@ impl<'a> PackVerifier<'a> {
         let Some(parsed) = Key::new(key) else {
             return Ok(Vec::new());
         };
-        match segment::get(self.session.repository, &parsed) {
+        let repository = self.session.repository;
+        match segment::get(repository, &parsed) {
             Ok(segment) => Ok(segment.packs),
             Err(error) if error.is_not_found() => Ok(Vec::new()),
-            Err(error) if error.is_damage() || self.is_lost(&error) => {
+            Err(error) if error.is_damage() || repository.is_about_one_object(error.storage()) => {
                 let message = format!(
                     "{}; nothing is lost by it: the packs say the same",
                     with_causes(&error)
@@ -272,8 +273,9 @@ impl<'a> PackVerifier<'a> {
             wrong.gone = wrong.form.take().map(|damage| damage.to_string());
             return Ok((wrong, 0));
         };
-        let belongs = |kind| (kind == BlobKind::Node) == (job.class == PackClass::Meta);
-        wrong.misplaced = facts.iter().any(|fact| !belongs(fact.kind));
+        wrong.misplaced = facts
+            .iter()
+            .any(|fact| PackClass::of(fact.kind) != job.class);
         for fact in facts {
             if let Err(damage) = reader.open(job.pack, fact) {
                 wrong.chunks.push(BadChunk {
@@ -300,7 +302,9 @@ impl<'a> PackVerifier<'a> {
         pack.resize(usize::try_from(job.bytes).unwrap_or(0), 0);
         let error = match packs::get_range(repository, job.class, job.pack, 0, pack) {
             Ok(()) => return Ok(()),
-            Err(error) if !self.is_lost(&error) => return Err(Error::Repository(error)),
+            Err(error) if !repository.is_about_one_object(error.storage()) => {
+                return Err(Error::Repository(error));
+            }
             Err(error) => error,
         };
         if error.storage_kind() != Some(ErrorKind::Other) {
@@ -311,19 +315,11 @@ impl<'a> PackVerifier<'a> {
         for (at, window) in (0..).step_by(WINDOW).zip(pack.chunks_mut(WINDOW)) {
             match packs::get_range(repository, job.class, job.pack, at, window) {
                 Ok(()) => {}
-                Err(error) if self.is_lost(&error) => window.fill(0),
+                Err(error) if repository.is_about_one_object(error.storage()) => window.fill(0),
                 Err(error) => return Err(Error::Repository(error)),
             }
         }
         Ok(())
-    }
-
-    /// Whether it is this object alone that cannot be read.
-    fn is_lost(&self, error: &repository::Error) -> bool {
-        let repository = self.session.repository;
-        error
-            .storage()
-            .is_some_and(|error| repository.is_about_one_object(error))
     }
 
     /// Tells what two readings found, and hides what both found damaged.

@@ -44,6 +44,7 @@ pub(super) struct ArchiveVerifier<'a> {
 }
 
 /// What an archive holds.
+#[derive(Default)]
 pub(super) struct VerifiedArchive {
     /// Files that were read.
     pub(super) files: u64,
@@ -81,15 +82,7 @@ enum Seen {
 impl ArchiveVerifier<'_> {
     /// Reads every file of the epoch's archive.
     pub(super) fn verify(&self) -> Result<VerifiedArchive> {
-        let mut archive = VerifiedArchive {
-            files: 0,
-            bytes: 0,
-            windows: BTreeMap::new(),
-            gaps: Vec::new(),
-            histories: Vec::new(),
-            damaged_histories: Vec::new(),
-            begins: BTreeMap::new(),
-        };
+        let mut archive = VerifiedArchive::default();
         let epoch = self.epoch.name();
         let mut after: Option<Key> = None;
         loop {
@@ -201,7 +194,10 @@ impl ArchiveVerifier<'_> {
             return match wal::gap(self.repository, key) {
                 Ok(gap) => Ok(Ok(Seen::Gap(gap))),
                 Err(error) if error.is_not_found() => Ok(Ok(Seen::Absent)),
-                Err(error) if error.is_damage() || self.is_lost(error.storage()) => {
+                Err(error)
+                    if error.is_damage()
+                        || self.repository.is_about_one_object(error.storage()) =>
+                {
                     Ok(Err(with_causes(&error)))
                 }
                 Err(error) => Err(Error::Repository(error)),
@@ -221,14 +217,11 @@ impl ArchiveVerifier<'_> {
             Ok(object) => Ok(self.judge(name, kind, &object)),
             // It was removed since it was listed.
             Err(error) if error.kind == storage::ErrorKind::NotFound => Ok(Ok(Seen::Absent)),
-            Err(error) if self.is_lost(Some(&error)) => Ok(Err(with_causes(&error))),
+            Err(error) if self.repository.is_about_one_object(&error) => {
+                Ok(Err(with_causes(&error)))
+            }
             Err(error) => Err(Error::Storage(error)),
         }
-    }
-
-    /// Whether it is this file alone that cannot be read.
-    fn is_lost(&self, error: Option<&storage::Error>) -> bool {
-        error.is_some_and(|error| self.repository.is_about_one_object(error))
     }
 
     fn judge(&self, name: &str, kind: WalFile, object: &[u8]) -> std::result::Result<Seen, String> {
@@ -379,15 +372,7 @@ mod tests {
 
     /// An archive with these segments, all of them whole but the first `damaged`.
     fn archive(numbers: &[u64], damaged: usize) -> VerifiedArchive {
-        let mut archive = VerifiedArchive {
-            files: 0,
-            bytes: 0,
-            windows: BTreeMap::new(),
-            gaps: Vec::new(),
-            histories: Vec::new(),
-            damaged_histories: Vec::new(),
-            begins: BTreeMap::new(),
-        };
+        let mut archive = VerifiedArchive::default();
         for (at, number) in numbers.iter().enumerate() {
             let name = segment(*number).file_name(SEGMENT);
             archive.note_begin(&layout::wal("main", "15-1", &name).unwrap());

@@ -6,7 +6,7 @@
 
 use std::fmt::Display;
 
-use crate::ids::{ChunkId, PackId, RunId};
+use crate::ids::{BlobKind, ChunkId, PackId, RunId};
 use crate::repository::run::Role;
 use crate::repository::snapshot::Label;
 use crate::repository::{Error, Result};
@@ -42,6 +42,14 @@ pub enum PackClass {
 }
 
 impl PackClass {
+    /// Where chunks of a kind are kept.
+    pub fn of(kind: BlobKind) -> Self {
+        match kind {
+            BlobKind::Node => PackClass::Meta,
+            BlobKind::Data | BlobKind::Wal => PackClass::Data,
+        }
+    }
+
     fn folder(self) -> &'static str {
         match self {
             PackClass::Data => "data/",

@@ -47,11 +47,11 @@ pub struct Repository {
 impl Repository {
     /// Whether, of a read that failed so, it is this object alone that cannot be read: it is gone, cut, forbidden, or lies on
     /// a bad place of the disk. A store that forbids or fails everything does so with the configuration too.
-    pub fn is_about_one_object(&self, error: &storage::Error) -> bool {
-        match error.kind {
-            ErrorKind::NotFound | ErrorKind::Truncated => true,
-            ErrorKind::Unreachable => false,
-            _ => [layout::config(), layout::config_copy()]
+    pub fn is_about_one_object<'e>(&self, error: impl Into<Option<&'e storage::Error>>) -> bool {
+        match error.into().map(|error| error.kind) {
+            Some(ErrorKind::NotFound | ErrorKind::Truncated) => true,
+            None | Some(ErrorKind::Unreachable) => false,
+            Some(_) => [layout::config(), layout::config_copy()]
                 .iter()
                 .any(|key| self.storage.get(key).is_ok()),
         }
